@@ -1,0 +1,36 @@
+"""The configuration: one schema from which the file, the flags, the environment and the manual page are made.
+
+Every leaf of ``RegistryConfig`` has one dotted key (``limits.manifest_bytes``): a place in the YAML file, a flag
+(``--limits-manifest-bytes``) and an environment variable (``SLUICE_LIMITS_MANIFEST_BYTES``). ``values`` reads single
+values, ``schema`` says which there are, ``load`` merges what was given over the defaults.
+"""
+
+from sluice.config.load import CONFIG_VARIABLE, load_config
+from sluice.config.schema import (
+    LEAVES,
+    AccessConfig,
+    GcConfig,
+    Leaf,
+    LimitsConfig,
+    LogConfig,
+    RegistryConfig,
+    StorageConfig,
+    TlsConfig,
+)
+from sluice.config.values import is_loopback, split_address
+
+__all__ = [
+    "CONFIG_VARIABLE",
+    "LEAVES",
+    "AccessConfig",
+    "GcConfig",
+    "Leaf",
+    "LimitsConfig",
+    "LogConfig",
+    "RegistryConfig",
+    "StorageConfig",
+    "TlsConfig",
+    "is_loopback",
+    "load_config",
+    "split_address",
+]

@@ -1,0 +1,1 @@
+"""Certificates: a CA of our own, leaves, renewal."""

@@ -1,0 +1,99 @@
+"""Small private files that are whole or absent: keys, certificates and the list of users.
+
+Lowest part of ``pki``; ``authority`` and ``material`` keep keys through it, ``server.users`` and ``server.tokens``
+their documents. A file appears under its name only once its bytes and then its directory entry are on disk, so that
+a power cut leaves the old content or the new, never half a key. Nothing here is for bulk data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from sluice.errors import ConfigInvalid, SluiceError, StorageFull
+
+PRIVATE_MODE = 0o600
+PUBLIC_MODE = 0o644
+DIRECTORY_MODE = 0o700
+
+
+def write_durably(path: Path, content: bytes, *, mode: int = PRIVATE_MODE) -> None:
+    """Replace ``path`` by ``content`` at one instant; it is on disk on return. Raises StorageFull or ConfigInvalid."""
+    with _errors_named(path, "written"), _written_aside(path, content, mode) as aside:
+        aside.rename(path)
+        _sync_directory(path.parent)
+
+
+def create_durably(path: Path, content: bytes, *, mode: int = PRIVATE_MODE) -> bool:
+    """Like ``write_durably``, but never replaces: False where ``path`` exists already. Raises the same errors."""
+    with _errors_named(path, "written"), _written_aside(path, content, mode) as aside:
+        try:
+            path.hardlink_to(aside)
+        except FileExistsError:
+            return False
+        aside.unlink()
+        _sync_directory(path.parent)
+        return True
+
+
+def read_bounded(path: Path, bytes_max: int) -> bytes | None:
+    """The content, or None where there is no such file. Raises ConfigInvalid when unreadable or over ``bytes_max``."""
+    with _errors_named(path, "read"):
+        try:
+            with path.open("rb") as file:
+                content = file.read(bytes_max + 1)
+        except FileNotFoundError:
+            return None
+    if len(content) > bytes_max:
+        raise ConfigInvalid(
+            f"{path} has more than {bytes_max} bytes; it is no file that Sluice wrote: put the right one there"
+        )
+    return content
+
+
+def make_directory(path: Path) -> None:
+    """Create ``path`` and its missing parents, for the owner alone. Raises StorageFull or ConfigInvalid."""
+    with _errors_named(path, "created"):
+        path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _written_aside(path: Path, content: bytes, mode: int) -> Iterator[Path]:
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
+    try:
+        with open(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)  # the umask may have taken bits that a public file needs
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield aside
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _errors_named(path: Path, verb: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _named(path, verb, error) from error
+
+
+def _named(path: Path, verb: str, error: OSError) -> SluiceError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(f"{path} cannot be {verb}: no space is left on its file system; free some and try again")
+    reason = error.strerror or str(error)
+    return ConfigInvalid(f"{path} cannot be {verb}: {reason}; give the account that runs Sluice access to it")

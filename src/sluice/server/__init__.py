@@ -1,0 +1,1 @@
+"""The registry server: requests in, contracts called, responses out."""

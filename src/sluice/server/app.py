@@ -1,0 +1,190 @@
+"""The application: every request passes here, and here is the only place where an error becomes a response.
+
+Flow: hot manifests are answered at once; anything else is parsed into a Route (``wire.route``), its caller identified
+and checked (``server.access``), and handed to its handler. Counting and the access log happen once, at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from sluice.errors import RequestInvalid, SluiceError
+from sluice.server import blobs, listing, login, manifests, uploads
+from sluice.server.access import Action, Principal, wanted_scopes
+from sluice.server.blobs import Streams
+from sluice.server.exchange import ClientGone, Exchange, Receive, Scope, Send
+from sluice.server.hot import HotManifest
+from sluice.server.registry import Registry
+from sluice.telemetry import Access as AccessEntry
+from sluice.wire.problem import problem_headers, render_errors
+from sluice.wire.route import Kind, Route, check_method, parse_route
+
+log = logging.getLogger("sluice.server")
+
+Handler = Callable[[Registry, Exchange], Awaitable[None]]
+CLIENT_GONE_STATUS = 499
+PULL_METHODS = frozenset({"GET", "HEAD"})
+NO_BODY = {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+async def base(_: Registry, x: Exchange) -> None:
+    """GET /v2/: this is a registry, and the caller is known."""
+    await x.respond(200, [(b"content-type", b"application/json")], b"{}")
+
+
+class Application:
+    """The ASGI application of one listener. ``busy`` counts the requests in progress by the client's address.
+
+    ``sever`` cuts a connection that has stopped taking bytes. ``certified`` is who everybody is on a listener that has
+    demanded a client certificate; None where callers identify themselves by request.
+    """
+
+    def __init__(
+        self, registry: Registry, sever: Callable[[Exchange], None], certified: Principal | None = None
+    ) -> None:
+        self.registry = registry
+        self.certified = certified
+        self.streams = Streams(registry.limits.streams_bytes)
+        self.busy: dict[tuple[str, int], int] = {}
+        self._sever = sever
+        self._hot = registry.hot.get
+        self._served = {method: registry.metrics.series("manifest", method, 200) for method in PULL_METHODS}
+        self._handlers: dict[tuple[Kind, str], tuple[Handler, Action | None]] = {
+            (Kind.BASE, "GET"): (base, None),
+            (Kind.BASE, "HEAD"): (base, None),
+            (Kind.CATALOG, "GET"): (listing.catalog, Action.CATALOG),
+            (Kind.TAGS, "GET"): (listing.tags, Action.PULL),
+            (Kind.REFERRERS, "GET"): (listing.referrers, Action.PULL),
+            (Kind.MANIFEST, "GET"): (manifests.get, Action.PULL),
+            (Kind.MANIFEST, "HEAD"): (manifests.get, Action.PULL),
+            (Kind.MANIFEST, "PUT"): (manifests.put, Action.PUSH),
+            (Kind.MANIFEST, "DELETE"): (manifests.delete, Action.DELETE),
+            (Kind.BLOB, "GET"): (self._blob, Action.PULL),
+            (Kind.BLOB, "HEAD"): (blobs.head, Action.PULL),
+            (Kind.BLOB, "DELETE"): (blobs.delete, Action.DELETE),
+            (Kind.UPLOADS, "POST"): (uploads.start, Action.PUSH),
+            (Kind.UPLOAD, "PATCH"): (uploads.patch, Action.PUSH),
+            (Kind.UPLOAD, "PUT"): (uploads.put, Action.PUSH),
+            (Kind.UPLOAD, "GET"): (uploads.status, Action.PUSH),
+            (Kind.UPLOAD, "DELETE"): (uploads.cancel, Action.PUSH),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        began = time.perf_counter()
+        hot = self._hot(scope["raw_path"])
+        if hot is not None and scope["method"] in PULL_METHODS:
+            authorization = condition = None
+            agent = b""
+            for name, value in scope["headers"]:
+                if name == b"user-agent":
+                    agent = value
+                elif name == b"authorization":
+                    authorization = value
+                elif name == b"if-none-match":
+                    condition = value
+            principal = self.certified or self.registry.access.cached(authorization)
+            if condition is None and principal is not None and self._may_have(principal, scope["method"], hot):
+                await self._answer_hot(scope, send, hot, (began, principal.name, agent))
+                return
+        await self._answer(scope, receive, send, began)
+
+    def _may_have(self, principal: Principal, method: str, hot: HotManifest) -> bool:
+        """Whether memory may answer. A writer's HEAD goes to the store, where it counts as use (``manifests.get``)."""
+        if not principal.allows(Action.PULL, hot.repository):
+            return False
+        return method == "GET" or not principal.allows(Action.PUSH, hot.repository)
+
+    async def _answer_hot(self, scope: Scope, send: Send, hot: HotManifest, who: tuple[float, str, bytes]) -> None:
+        method = scope["method"]
+        sent = hot.size if method == "GET" else 0
+        await send(hot.start)
+        await send(hot.body if sent else NO_BODY)
+        began, name, agent = who
+        seconds = time.perf_counter() - began
+        self._served[method].observe(seconds, sent)
+        if self.registry.access_log.enabled:
+            self.registry.access_log.record(
+                AccessEntry(time.time(), method, scope["raw_path"], 200, sent, seconds, scope["client"][0], name, agent)
+            )
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, began: float) -> None:
+        x = Exchange(scope, receive, send, self.registry.limits.body_idle_s)
+        peer = (scope["client"][0], int(scope["client"][1]))
+        self.busy[peer] = self.busy.get(peer, 0) + 1
+        operation = "other"
+        try:
+            operation = await self._guarded(x)
+        finally:
+            self.busy[peer] -= 1
+            if not self.busy[peer]:
+                del self.busy[peer]
+            seconds = time.perf_counter() - began
+            self.registry.metrics.series(operation, _known(x.method), x.status).observe(seconds, x.sent)
+            if self.registry.access_log.enabled:
+                self._record(x, seconds)
+
+    def _record(self, x: Exchange, seconds: float) -> None:
+        name = x.principal.name if hasattr(x, "principal") else "-"
+        client = x.scope["client"][0] if x.scope.get("client") else "-"
+        agent = x.header(b"user-agent") or b""
+        self.registry.access_log.record(
+            AccessEntry(time.time(), x.method, x.scope["raw_path"], x.status, x.sent, seconds, client, name, agent)
+        )
+
+    async def _guarded(self, x: Exchange) -> str:
+        """Dispatch; every error ends here. Returns the operation's name for the metrics."""
+        try:
+            await self._dispatch(x)
+        except ClientGone:
+            # Mostly nobody reads this; but a body in broken chunks ends so too, and its sender is still there.
+            await self._problem(x, RequestInvalid("the body broke off before its end; send the request again"))
+            x.status = CLIENT_GONE_STATUS
+        except SluiceError as error:
+            await self._problem(x, error)
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except Exception as error:
+            log.exception(
+                "unexpected %s on %s %s", type(error).__name__, x.method, x.scope["raw_path"].decode("latin-1")
+            )
+            await self._problem(x, SluiceError("an unexpected error happened; the server's log has it"))
+        return x.route.kind.value if hasattr(x, "route") else "other"
+
+    async def _problem(self, x: Exchange, error: SluiceError) -> None:
+        if x.status:
+            return  # the head is out: ending here cuts the connection, which the client sees as an incomplete body
+        if error.status >= 500:
+            log.warning("%s %s: %s", x.method, x.scope["raw_path"].decode("latin-1"), error.message)
+        await x.refuse(error.status, [*problem_headers(error), *x.error_headers], render_errors(error))
+
+    async def _dispatch(self, x: Exchange) -> None:
+        x.route = parse_route(x.scope["raw_path"], x.method)
+        check_method(x.route, x.method)
+        if x.route.kind is Kind.TOKEN:
+            await login.token(self.registry, x)
+            return
+        handler, action = self._handlers[x.route.kind, x.method]
+        await self._admit(x, x.route, action)
+        await handler(self.registry, x)
+
+    async def _admit(self, x: Exchange, route: Route, action: Action | None) -> None:
+        access, origin = self.registry.access, x.origin
+        if self.certified is not None:
+            x.principal = self.certified
+        else:
+            wanted = wanted_scopes(action, route.repository)
+            x.principal = await access.identify(x.header(b"authorization"), origin, wanted)
+        access.require(x.principal, action, route.repository, origin)
+
+    async def _blob(self, registry: Registry, x: Exchange) -> None:
+        await blobs.get(registry, x, self.streams, self._sever)
+
+
+def _known(method: str) -> str:
+    return method if method in {"GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"} else "other"

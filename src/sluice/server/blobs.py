@@ -1,0 +1,150 @@
+"""Blobs: GET with ranges, HEAD, DELETE (spec: "Pulling blobs").
+
+The bytes are read in slices and handed to the server library, which waits while the reader is slow. How large a slice
+is depends on how many streams run: ``limits.streams_bytes`` is what all of them together may hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from sluice.errors import BlobUnknown, SluiceError
+from sluice.oci.content import BlobReader
+from sluice.oci.digest import Digest
+from sluice.oci.reference import Repository
+from sluice.server.access import Action
+from sluice.server.exchange import ClientGone, Exchange, Headers
+from sluice.server.registry import Registry
+from sluice.wire.etag import digest_etag, none_match
+from sluice.wire.ranges import ByteRange, content_range, parse_range, resolve
+
+log = logging.getLogger("sluice.server")
+
+SLICE_BYTES_MAX = 128 * 1024
+SLICE_BYTES_MIN = 32 * 1024
+SLICES_TO_GROW = 8
+SLICES_IN_FLIGHT = 6  # four in the server library's queue, one being sent, one being read
+OCTETS = (b"content-type", b"application/octet-stream")
+
+
+class Streams:
+    """The responses being streamed now, sharing one budget of memory."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.active = 0
+
+    def slice_bytes(self, sent: int = 0) -> int:
+        """How much a stream that has sent ``sent`` bytes may read at a time: a power of two.
+
+        It starts small and grows with what was taken, so that many readers who arrive together and stop cost little.
+        """
+        share = self.budget_bytes // (max(self.active, 1) * SLICES_IN_FLIGHT)
+        allowed = max(min(share, sent // SLICES_TO_GROW), 1)
+        return max(SLICE_BYTES_MIN, min(SLICE_BYTES_MAX, 1 << (allowed.bit_length() - 1)))
+
+
+def _target(x: Exchange) -> tuple[Repository, Digest]:
+    assert x.route.repository is not None
+    assert isinstance(x.route.reference, Digest)
+    return x.route.repository, x.route.reference
+
+
+async def head(registry: Registry, x: Exchange) -> None:
+    """HEAD. From somebody who may push it counts as use, so that GC leaves the blob to the manifest to come."""
+    repository, digest = _target(x)
+    if x.principal.allows(Action.PUSH, repository) and not registry.store.touch(repository, digest):
+        raise BlobUnknown(f"blob {digest} is unknown in {repository}")
+    descriptor = await registry.store.stat_blob(repository, digest)
+    headers = _headers(digest, descriptor.size)
+    if none_match(x.text_header(b"if-none-match"), digest):
+        await x.respond_unmodified(headers)
+        return
+    await x.start(200, headers)
+    await x.send(b"", more=False)
+
+
+def _headers(digest: Digest, size: int) -> Headers:
+    return [
+        OCTETS,
+        (b"content-length", b"%d" % size),
+        (b"accept-ranges", b"bytes"),
+        (b"docker-content-digest", str(digest).encode()),
+        (b"etag", digest_etag(digest).encode()),
+    ]
+
+
+async def get(registry: Registry, x: Exchange, streams: Streams, sever: Callable[[Exchange], None]) -> None:
+    """GET whole or a range (RFC 9110 section 14). ``sever`` cuts a reader that took nothing for too long."""
+    repository, digest = _target(x)
+    if none_match(x.text_header(b"if-none-match"), digest):
+        await registry.store.stat_blob(repository, digest)
+        await x.respond_unmodified(_headers(digest, 0))
+        return
+    reader = await registry.store.open_blob(repository, digest)
+    try:
+        wanted = _wanted_range(x, digest)
+        start, length = (0, reader.size) if wanted is None else resolve(wanted, reader.size)
+        headers = _headers(digest, length)
+        if wanted is not None:
+            headers.append((b"content-range", content_range(start, length, reader.size).encode()))
+        first = await reader.read(start, min(length, streams.slice_bytes()))
+        await x.start(200 if wanted is None else 206, headers)
+        await _stream(x, reader, first, (start, start + length), (streams, sever, registry.limits.response_idle_s))
+    finally:
+        reader.close()
+
+
+def _wanted_range(x: Exchange, digest: Digest) -> ByteRange | None:
+    """None for the whole, also where ``If-Range`` names other content (RFC 9110 section 13.1.5)."""
+    condition = x.text_header(b"if-range")
+    if condition is not None and condition != digest_etag(digest):
+        return None
+    return parse_range(x.text_header(b"range"))
+
+
+async def _stream(
+    x: Exchange,
+    reader: BlobReader,
+    data: bytes,
+    span: tuple[int, int],
+    bounds: tuple[Streams, Callable[[Exchange], None], float],
+) -> None:
+    """Send ``span`` = (start, end) of the blob, of which ``data`` is the first slice."""
+    streams, sever, idle_s = bounds
+    position, end = span
+    position += len(data)
+    if position >= end:
+        await x.send(data, more=False)
+        return
+    streams.active += 1
+    gone = asyncio.ensure_future(x.gone())
+    try:
+        async with asyncio.timeout(idle_s) as deadline:
+            loop = asyncio.get_running_loop()
+            while position < end and not gone.done():
+                await x.send(data, more=True)
+                deadline.reschedule(loop.time() + idle_s)
+                data = await reader.read(position, min(streams.slice_bytes(position - span[0]), end - position))
+                position += len(data)
+            if gone.done():
+                raise ClientGone
+            await x.send(data, more=False)
+    except TimeoutError:
+        sever(x)
+        raise ClientGone from None
+    except SluiceError as error:
+        log.error("blob %s ended short: %s", x.route.reference, error.message)
+        raise
+    finally:
+        streams.active -= 1
+        gone.cancel()
+
+
+async def delete(registry: Registry, x: Exchange) -> None:
+    """DELETE: the repository can no longer read it; the bytes go by GC."""
+    repository, digest = _target(x)
+    await registry.store.delete_blob(repository, digest)
+    await x.respond(202, [])

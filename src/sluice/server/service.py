@@ -1,0 +1,249 @@
+"""A whole server, put together from a configuration: store, access, listeners and what runs beside them.
+
+``start`` brings everything up in an order in which nothing answers before it can; ``stop`` takes it down so that what
+was acknowledged is on disk and what is being transferred may finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import resource
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from sluice.config import RegistryConfig, is_loopback, split_address
+from sluice.errors import ConfigInvalid, SluiceError
+from sluice.server.access import Access, AccessSettings, Principal
+from sluice.server.app import Application
+from sluice.server.certificates import Certificates
+from sluice.server.health import Operations, Readiness
+from sluice.server.hot import HotManifests
+from sluice.server.listen import Endpoint, Listener, Tls
+from sluice.server.passwords import PasswordCheck
+from sluice.server.registry import Limits, Registry
+from sluice.server.settings import store_settings
+from sluice.server.sever import sever, sweep
+from sluice.server.tokens import Tokens
+from sluice.server.users import Role, Users
+from sluice.store.gc import GcSchedule
+from sluice.store.local import LocalStore, Totals
+from sluice.telemetry import AccessLog, Metrics
+
+log = logging.getLogger("sluice.server")
+
+FILES_PER_CONNECTION = 2
+FILES_BESIDE = 512
+HEALTH_CHECK_S = 1.0
+HEALTH_TIMEOUT_S = 5.0
+CERTIFICATE_CHECK_S = 60.0
+OPERATIONS_CONNECTIONS = 256
+
+
+class Service:
+    """One running server."""
+
+    def __init__(self, config: RegistryConfig) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.access_log = AccessLog(json_lines=config.log.format == "json", enabled=config.log.access)
+        self.certificates = Certificates(config)
+        self.readiness = Readiness("starting", "starting")
+        self.store: LocalStore
+        self.users: Users
+        self.schedule: GcSchedule
+        self._totals = Totals(0, 0, 0)
+        self._access: Access | None = None
+        self._listeners: list[Listener] = []
+        self._applications: list[Application] = []
+        self._operations: Listener | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Open the store, then the doors. Raises ConfigInvalid, DataDirectoryBusy or DataDirectoryTooNew."""
+        allow_files(self.config.limits.connections)
+        self.store = await asyncio.to_thread(LocalStore.open, self.config.data, store_settings(self.config))
+        try:
+            await self._start()
+        except BaseException:
+            await self._abandon()
+            raise
+
+    async def _start(self) -> None:
+        await self.store.start()
+        self.users = Users(self.config.data)
+        self.schedule = GcSchedule(self.store, self.config.gc.interval_s)
+        await asyncio.to_thread(self.certificates.refresh)
+        registry = self._registry()
+        self.store.events.on_change(registry.hot.changed)
+        self._measure(registry)
+        self.access_log.start()
+        await self._listen(registry)
+        await self._check_health()  # ready only now: /readyz must not say so before the registry can be reached
+        self._run_beside(self._every(HEALTH_CHECK_S, self._check_health))
+        self._run_beside(self._every(CERTIFICATE_CHECK_S, self.renew_certificates))
+        self._run_beside(self._every(self.config.limits.header_idle_s / 2, self._sweep_connections))
+        self._run_beside(self.schedule.run())
+
+    def _registry(self) -> Registry:
+        config = self.config
+        tokens = Tokens(config.data, self.users, config.access.service)
+        checks = PasswordCheck(self.users, config.limits.password_checks)
+        settings = AccessSettings(
+            open=is_loopback(config.listen),
+            anonymous_pull=config.access.anonymous_pull,
+            challenge=config.access.challenge,
+            service=config.access.service,
+            realm=config.access.realm,
+            token_ttl_s=config.access.token_ttl_s,
+        )
+        limits = Limits(
+            manifest_bytes=config.limits.manifest_bytes,
+            body_idle_s=config.limits.body_idle_s,
+            response_idle_s=config.limits.response_idle_s,
+            streams_bytes=config.limits.streams_bytes,
+        )
+        self._access = Access(self.users, checks, tokens, settings)
+        hot = HotManifests(config.limits.hot_manifests_bytes)
+        return Registry(self.store, self._access, hot, self.metrics, self.access_log, limits)
+
+    async def _listen(self, registry: Registry) -> None:
+        config = self.config
+        operations = Operations(self.metrics, lambda: self.readiness)
+        self._operations = Listener(
+            self._endpoint("operations", config.operations_listen, None, OPERATIONS_CONNECTIONS), operations
+        )
+        await self._operations.start()
+        doors = [("registry", config.listen, self.certificates.current, Application(registry, sever))]
+        if config.client_listen is not None:
+            certified = Application(registry, sever, Principal.certificate(Role(config.client_role)))
+            doors.append(("clients", config.client_listen, self.certificates.for_clients(), certified))
+        for name, address, tls, application in doors:
+            self._applications.append(application)
+            listener = Listener(self._endpoint(name, address, tls, config.limits.connections), application)
+            self._listeners.append(listener)
+            await listener.start()
+
+    def _endpoint(self, name: str, address: str, tls: Tls | None, connections: int) -> Endpoint:
+        host, port = split_address(address)
+        return Endpoint(name, host, port, tls, connections, self.config.limits.header_idle_s)
+
+    def _measure(self, registry: Registry) -> None:
+        store, gauge = self.store, self.metrics.gauge
+        gauge("store_contents", "Blobs and manifests held", lambda: self._totals.contents)
+        gauge("store_bytes", "Bytes held", lambda: self._totals.bytes)
+        gauge("store_free_bytes", "Free bytes on the data directory's disk", lambda: free_bytes(self.config.data))
+        gauge("uploads_open", "Upload sessions open", lambda: store.uploads.count)
+        gauge("hot_manifests_bytes", "Memory held by hot manifests", lambda: registry.hot.bytes)
+        gauge(
+            "access_log_dropped",
+            "Access log lines dropped because writing them fell behind",
+            lambda: self.access_log.dropped,
+        )
+        gauge(
+            "gc_last_success_seconds",
+            "When GC last finished, seconds since the epoch",
+            lambda: self.schedule.last_success,
+        )
+        gauge("gc_removed_bytes", "Bytes unlinked by GC since start", lambda: self.schedule.unlinked_bytes)
+        gauge("gc_removed_files", "Files unlinked by GC since start", lambda: self.schedule.unlinked)
+        gauge("certificate_not_after_seconds", "When the certificate ends", self.certificates.expiry_s)
+
+    async def renew_certificates(self) -> None:
+        """Serve with a new certificate where there is one; a bad one is reported and the old one kept."""
+        try:
+            changed = await asyncio.to_thread(self.certificates.refresh)
+        except (SluiceError, OSError) as error:
+            log.error("the certificate stays as it is: %s", error)
+            return
+        current = self.certificates.current
+        if changed and current is not None:
+            for listener in self._listeners:
+                demanding = listener.endpoint.tls is not None and listener.endpoint.tls.client_ca is not None
+                await listener.renew(self.certificates.for_clients() if demanding else current)
+
+    async def _check_health(self) -> None:
+        reads = "stopping" if self._stopping else ""
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                self._totals = await self.store.totals()
+        except (SluiceError, TimeoutError) as error:
+            reads = reads or f"the index does not answer: {error}"
+        writes = "" if self.store.writable() else "no room for writes: the disk is at storage.reserve_bytes"
+        self.readiness = Readiness(reads, writes)
+
+    async def _sweep_connections(self) -> None:
+        ports = {listener.endpoint.port for listener in self._listeners}
+        busy = {peer for application in self._applications for peer in application.busy}
+        cut = await asyncio.to_thread(sweep, ports, busy, self.config.limits.header_idle_s)
+        if cut:
+            self.metrics.count("connections_swept", "Connections closed because nothing was sent on them", cut)
+
+    async def _every(self, seconds: float, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await action()
+            except (SluiceError, OSError) as error:
+                log.error("%s failed: %s", action.__name__.strip("_"), error)
+            except Exception:  # a bug of ours must not end the watching
+                log.exception("%s failed", action.__name__.strip("_"))
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the serving; it ends with the server at the latest."""
+        self._tasks = [task for task in self._tasks if not task.done()]
+        self._run_beside(work)
+
+    def _run_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(work))
+
+    async def stop(self) -> bool:
+        """Drain and close. False where transfers were still running when ``limits.drain_s`` had passed."""
+        self._stopping = True
+        self.readiness = Readiness("stopping", "stopping")
+        drained = True
+        try:
+            async with asyncio.timeout(self.config.limits.drain_s):
+                await asyncio.gather(*(listener.stop() for listener in self._listeners))
+        except TimeoutError:
+            drained = False
+            log.warning(
+                "transfers were still running after limits.drain_s = %g s; they are cut", self.config.limits.drain_s
+            )
+        await self._abandon()
+        return drained
+
+    async def _abandon(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.access_log.stop()
+        if self._access is not None:
+            self._access.close()
+        await self.store.close()
+
+
+def free_bytes(data: Path) -> float:
+    """Bytes that an unprivileged writer could still use on the data directory's disk (statvfs(3)); NaN without it."""
+    try:
+        found = os.statvfs(data)
+    except OSError:
+        return math.nan
+    return found.f_bavail * found.f_frsize
+
+
+def allow_files(connections: int) -> None:
+    """Raise the limit on open files to what the connections may need; raises ConfigInvalid where that is impossible."""
+    needed = connections * FILES_PER_CONNECTION + FILES_BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigInvalid(
+            f"limits.connections = {connections} needs {needed} open files, the system allows {hard}: raise the limit"
+            " (ulimit -n, LimitNOFILE=) or lower limits.connections"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -1,0 +1,1 @@
+"""The durable store: content-addressed files and a SQLite index."""

@@ -1,0 +1,280 @@
+"""The store on a local disk: ``Source``, ``Sink`` and ``Uploads`` over content files and the index.
+
+The server's handlers talk to a ``LocalStore`` and to nothing below it. Each method here is thin: a query of
+``store.queries`` in a reader thread, or a change of ``store.changes`` in a worker thread, which also tells the
+listeners, so that a client that goes away between commit and answer leaves no stale cache behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeVar
+
+from sluice.errors import BlobUnknown, DigestInvalid, SluiceError
+from sluice.oci.content import BlobReader, BlobWriter, Descriptor, Referrer
+from sluice.oci.digest import Digest
+from sluice.oci.manifest import Manifest
+from sluice.oci.reference import Reference, Repository, Tag
+from sluice.store import changes, queries
+from sluice.store.blobs import Contents
+from sluice.store.changes import GENERIC_MEDIA_TYPE, TagMove
+from sluice.store.events import Changes
+from sluice.store.index import Index
+from sluice.store.lock import DirectoryLock
+from sluice.store.paths import Paths, make_data_directory, prepare
+from sluice.store.queries import TagEvent, Totals
+from sluice.store.reserve import Reserve
+from sluice.store.settings import StoreSettings
+from sluice.store.threads import submit
+from sluice.store.touches import Key, Touches, flush
+from sluice.store.uploads import LocalBlobWriter, LocalUploads
+
+T = TypeVar("T")
+
+__all__ = ["LocalStore", "StoreSettings", "TagEvent", "Totals"]
+
+FLUSH_INTERVAL_S = 1.0
+EXPIRE_INTERVAL_S = 300.0
+WRITE_THREADS = 4
+COMMIT_THREADS = 16  # commits that share one fsync of the index
+BLOB_READ_THREADS = 8
+
+_log = logging.getLogger(__name__)
+
+
+class LocalStore:
+    """One data directory, opened by this process alone.
+
+    ``paths``, ``index``, ``touches``, ``events``, ``settings`` and ``clock`` are for garbage collection and checks.
+    """
+
+    def __init__(self, lock: DirectoryLock, paths: Paths, settings: StoreSettings, clock: Callable[[], float]) -> None:
+        self._lock = lock
+        self.paths = paths
+        self.settings = settings
+        self.clock = clock
+        self.index = Index.open(paths.index)
+        self.touches = Touches()
+        self.events = Changes()
+        self._contents = Contents(paths, self.index)
+        self._reserve = Reserve(paths.data, settings.reserve_bytes)
+        self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="sluice-write")
+        self._committers = ThreadPoolExecutor(COMMIT_THREADS, thread_name_prefix="sluice-commit")
+        self._readers = ThreadPoolExecutor(BLOB_READ_THREADS, thread_name_prefix="sluice-read")
+        self.uploads = LocalUploads(paths.uploads, self._reserve, self._publish_blob, settings.uploads_max, clock)
+        self.uploads.use(self._writers, self._committers)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    def open(cls, data: Path, settings: StoreSettings, clock: Callable[[], float] = time.time) -> LocalStore:
+        """Open or create a data directory; raises DataDirectoryBusy, DataDirectoryTooNew or StoreDamaged."""
+        make_data_directory(data)
+        lock = DirectoryLock(Paths(data).lock)
+        try:
+            return cls(lock, prepare(data), settings, clock)
+        except BaseException:
+            lock.release()
+            raise
+
+    async def start(self) -> None:
+        """Begin the background work (flushing touches, dropping stale uploads); listeners run in this event loop."""
+        self.events.attach()
+        self._tasks = [
+            asyncio.create_task(self._every(FLUSH_INTERVAL_S, self.flush_touches), name="flush touches"),
+            asyncio.create_task(self._every(EXPIRE_INTERVAL_S, self._expire_uploads), name="expire uploads"),
+        ]
+
+    async def close(self) -> None:
+        """Finish what runs, flush, and let go of the directory; idempotent. Later calls raise Unavailable."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        with contextlib.suppress(SluiceError):
+            await self.flush_touches()
+        await asyncio.to_thread(self._shut)
+        self.events.detach()
+
+    def content_lock(self, digest: Digest) -> AbstractContextManager[None]:
+        """Keep this content's file and row as they are (``Contents.content_lock``); blocks."""
+        return self._contents.content_lock(digest)
+
+    # Source
+
+    async def resolve(self, repository: Repository, reference: Reference) -> Descriptor:
+        """The manifest that a tag or digest names; raises NameUnknown or ManifestUnknown."""
+        return await self.index.fetch(lambda c: queries.find_manifest(c, repository, reference))
+
+    async def manifest(self, repository: Repository, digest: Digest) -> Manifest:
+        """The manifest's exact bytes, verified; raises NameUnknown, ManifestUnknown or StoreDamaged."""
+        return await self._in(self._readers, self._read_manifest, repository, digest)
+
+    async def open_blob(self, repository: Repository, digest: Digest) -> BlobReader:
+        """Open a blob that this repository may read; raises BlobUnknown or StoreDamaged."""
+        return await self._in(self._readers, self._open_blob, repository, digest)
+
+    async def tags(self, repository: Repository, limit: int, last: str | None) -> Sequence[Tag]:
+        """Up to ``limit`` tags after ``last`` in byte order; raises NameUnknown."""
+        return await self.index.fetch(lambda c: queries.list_tags(c, repository, limit, last))
+
+    async def referrers(self, repository: Repository, subject: Digest) -> Sequence[Referrer]:
+        """Manifests whose ``subject`` is this digest, in digest order; empty where there are none."""
+        return await self.index.fetch(lambda c: queries.list_referrers(c, repository, subject))
+
+    # Sink
+
+    async def begin_blob(self, repository: Repository) -> BlobWriter:
+        """Start new content; raises StorageFull or TooManyUploads."""
+        return LocalBlobWriter(self.uploads, repository, await self.uploads.start(repository, "sha256"))
+
+    async def put_manifest(
+        self, repository: Repository, reference: Reference, manifest: Manifest, actor: str
+    ) -> Descriptor:
+        """Durable when it returns; raises ManifestBlobUnknown, DigestInvalid or StorageFull."""
+        if isinstance(reference, Digest) and reference != manifest.digest:
+            raise DigestInvalid(
+                f"reference is {reference} and the manifest's digest is {manifest.digest}: push it there"
+            )
+        self._reserve.check()
+        return await self._in(self._committers, self._put_manifest, repository, reference, manifest, actor)
+
+    async def delete(self, repository: Repository, reference: Reference, actor: str) -> None:
+        """Remove a tag, or a manifest with all tags on it; raises NameUnknown or ManifestUnknown."""
+        move = TagMove(Tag(""), None, actor, self.clock(), self.settings.history_per_tag)
+        await self._change(repository, lambda c: changes.delete_reference(c, repository, reference, move))
+
+    # Beyond the contracts
+
+    async def stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
+        """What ``open_blob`` would open; raises BlobUnknown, also for a blob whose file is missing or of the wrong
+        size, so that a client's next push brings it back. For a writer's HEAD call ``touch`` first."""
+        return await self._in(self._readers, self._stat_blob, repository, digest)
+
+    def touch(self, repository: Repository, digest: Digest) -> bool:
+        """Keep what a writer has asked about for the grace period. Call it **before** looking; False: answer as if it
+        were not held (``store.touches``)."""
+        return self.touches.touch(repository, str(digest), self.clock())
+
+    async def mount(self, repository: Repository, source: Repository, digest: Digest) -> Descriptor | None:
+        """Link a blob of ``source`` in ``repository`` (spec: "Mounting a blob"). None where ``source`` has none."""
+        try:
+            found = await self.stat_blob(source, digest)
+        except BlobUnknown:
+            return None
+        now = self.clock()
+        linked = await self._change(repository, lambda c: changes.mount_blob(c, repository, source, digest, now))
+        return found if linked else None
+
+    async def delete_blob(self, repository: Repository, digest: Digest) -> None:
+        """Take a blob from a repository; raises BlobUnknown."""
+        await self._change(repository, lambda c: changes.unlink_blob(c, repository, digest))
+
+    async def repositories(self, limit: int, last: str | None) -> Sequence[Repository]:
+        """Up to ``limit`` repositories that hold a manifest, after ``last`` in byte order."""
+        return await self.index.fetch(lambda c: queries.list_repositories(c, limit, last))
+
+    async def tag_history(self, repository: Repository, tag: Tag) -> Sequence[TagEvent]:
+        """Who moved the tag where, newest first; raises NameUnknown."""
+        return await self.index.fetch(lambda c: queries.list_history(c, repository, tag))
+
+    async def totals(self) -> Totals:
+        """What is held in all."""
+        counts = await self.index.fetch(queries.count)
+        return Totals(counts["contents"], counts["bytes"], self.uploads.count)
+
+    def writable(self) -> bool:
+        """Whether there is room for a write (``storage.reserve``)."""
+        return self._reserve.writable()
+
+    async def flush_touches(self) -> None:
+        """Write waiting touches to the index; nothing is written where none wait. Raises StorageFull."""
+        if not len(self.touches):
+            return
+        taken: dict[Key, float] = {}
+        try:
+            await self.index.write(lambda c: taken.update(flush(c, self.touches)))
+        except BaseException:
+            self.touches.restore(taken)
+            raise
+
+    # In worker threads
+
+    def _publish_blob(self, path: Path, repository: Repository, digest: Digest, size: int) -> Descriptor:
+        now = self.clock()
+
+        def record(connection: sqlite3.Connection) -> None:
+            changes.hold_content(connection, digest, size, now)
+            changes.link_blob(connection, repository, digest, now)
+
+        self._contents.publish(path, digest, size, record)
+        self.events.notify(repository)
+        return Descriptor(GENERIC_MEDIA_TYPE, digest, size)
+
+    def _put_manifest(self, repository: Repository, reference: Reference, manifest: Manifest, actor: str) -> Descriptor:
+        now, settings = self.clock(), self.settings
+
+        def record(connection: sqlite3.Connection) -> None:
+            changes.enter_manifest(connection, repository, manifest, now, settings.sparse_indexes)
+            if not isinstance(reference, Digest):
+                move = TagMove(reference, manifest.digest, actor, now, settings.history_per_tag)
+                changes.move_tag(connection, repository, move)
+
+        staged = self._contents.stage(secrets.token_hex(16), manifest.raw)
+        try:
+            self._contents.publish(staged, manifest.digest, len(manifest.raw), record)
+        finally:
+            staged.unlink(missing_ok=True)
+        self.events.notify(repository)
+        return Descriptor(manifest.media_type, manifest.digest, len(manifest.raw))
+
+    def _read_manifest(self, repository: Repository, digest: Digest) -> Manifest:
+        found = self.index.read(lambda c: queries.find_manifest(c, repository, digest))
+        return Manifest.parse(self._contents.read(digest, found.size), found.media_type, digest.algorithm)
+
+    def _open_blob(self, repository: Repository, digest: Digest) -> BlobReader:
+        size = self.index.read(lambda c: queries.blob_size(c, repository, digest))
+        return self._contents.open(digest, size, self._readers)
+
+    def _stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
+        size = self.index.read(lambda c: queries.blob_size(c, repository, digest))
+        if not self._contents.has_file(digest, size):
+            _log.error("blob %s has a row and no intact file: answered as unknown", digest)
+            raise BlobUnknown(f"blob {digest} is damaged in this store: push it again")
+        return Descriptor(GENERIC_MEDIA_TYPE, digest, size)
+
+    async def _change(self, repository: Repository, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a change in the index's writer thread and tell the listeners before the caller goes on."""
+        future = self.index.submit(change)
+        future.add_done_callback(
+            lambda done: None if done.cancelled() or done.exception() else self.events.notify(repository)
+        )
+        return await asyncio.wrap_future(future)
+
+    async def _in(self, executor: ThreadPoolExecutor, job: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.wrap_future(submit(executor, job, *arguments))
+
+    async def _expire_uploads(self) -> None:
+        await self.uploads.expire(self.settings.upload_age_s)
+
+    async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await work()
+            except (SluiceError, OSError) as error:
+                _log.warning("background work failed, next try in %s s: %s", interval_s, error)
+
+    def _shut(self) -> None:
+        for executor in (self._writers, self._committers, self._readers):
+            executor.shutdown()
+        self.index.close()
+        self._lock.release()

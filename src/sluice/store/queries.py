@@ -1,0 +1,122 @@
+"""What the store asks the index, as functions of a connection that holds one snapshot (``Index.read``)."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sluice.errors import BlobUnknown, ManifestUnknown, NameUnknown
+from sluice.oci.content import Descriptor, Referrer
+from sluice.oci.digest import Digest
+from sluice.oci.reference import Reference, Repository, Tag
+from sluice.store.changes import repository_id
+
+
+@dataclass(frozen=True, slots=True)
+class TagEvent:
+    """One row of a tag's history: ``digest`` is None where the tag was deleted; ``at`` in seconds since the epoch."""
+
+    digest: Digest | None
+    actor: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What is held: ``contents`` files of ``bytes`` bytes in all (blobs and manifests), and ``uploads`` open."""
+
+    contents: int
+    bytes: int
+    uploads: int
+
+
+_BY_DIGEST = """
+SELECT m.media_type, m.digest, m.size FROM manifests AS m JOIN repositories AS r ON r.id = m.repository
+WHERE r.name = ? AND m.digest = ?
+"""
+_BY_TAG = """
+SELECT m.media_type, m.digest, m.size FROM repositories AS r
+JOIN tags AS t ON t.repository = r.id JOIN manifests AS m ON m.repository = r.id AND m.digest = t.digest
+WHERE r.name = ? AND t.name = ?
+"""
+
+
+def find_manifest(connection: sqlite3.Connection, repository: Repository, reference: Reference) -> Descriptor:
+    """The manifest that a tag or digest names; raises NameUnknown or ManifestUnknown."""
+    query = _BY_DIGEST if isinstance(reference, Digest) else _BY_TAG
+    row = connection.execute(query, (repository, str(reference))).fetchone()
+    if row is None:
+        _require_repository(connection, repository)
+        kind = "manifest" if isinstance(reference, Digest) else "tag"
+        raise ManifestUnknown(f"{kind} {reference} does not exist in repository {repository}")
+    return Descriptor(row[0], Digest.parse(row[1]), row[2])
+
+
+def blob_size(connection: sqlite3.Connection, repository: Repository, digest: Digest) -> int:
+    """Bytes of a blob that the repository may read; raises BlobUnknown."""
+    row = connection.execute(
+        "SELECT c.size FROM repositories AS r JOIN links AS l ON l.repository = r.id"
+        " JOIN contents AS c ON c.digest = l.digest WHERE r.name = ? AND l.digest = ?",
+        (repository, str(digest)),
+    ).fetchone()
+    if row is None:
+        raise BlobUnknown(f"blob {digest} is not in repository {repository}")
+    return int(row[0])
+
+
+def content_size(connection: sqlite3.Connection, digest: Digest) -> int | None:
+    """Bytes of held content, or None."""
+    row = connection.execute("SELECT size FROM contents WHERE digest = ?", (str(digest),)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def list_tags(connection: sqlite3.Connection, repository: Repository, limit: int, last: str | None) -> Sequence[Tag]:
+    """Up to ``limit`` tags after ``last`` in byte order; raises NameUnknown."""
+    number = _require_repository(connection, repository)
+    rows = connection.execute(
+        "SELECT name FROM tags WHERE repository = ? AND name > ? ORDER BY name LIMIT ?", (number, last or "", limit)
+    )
+    return [Tag(row[0]) for row in rows]
+
+
+def list_repositories(connection: sqlite3.Connection, limit: int, last: str | None) -> Sequence[Repository]:
+    """Up to ``limit`` repositories with a manifest in them, after ``last`` in byte order."""
+    rows = connection.execute(
+        "SELECT name FROM repositories AS r WHERE name > ?"
+        " AND EXISTS (SELECT 1 FROM manifests AS m WHERE m.repository = r.id) ORDER BY name LIMIT ?",
+        (last or "", limit),
+    )
+    return [Repository(row[0]) for row in rows]
+
+
+def list_referrers(connection: sqlite3.Connection, repository: Repository, subject: Digest) -> Sequence[Referrer]:
+    """Manifests of the repository whose subject this is, in digest order."""
+    rows = connection.execute(
+        "SELECT media_type, digest, size, artifact_type, annotations FROM manifests"
+        " WHERE repository = (SELECT id FROM repositories WHERE name = ?) AND subject = ? ORDER BY digest",
+        (repository, str(subject)),
+    )
+    return [Referrer(Descriptor(row[0], Digest.parse(row[1]), row[2]), row[3], json.loads(row[4])) for row in rows]
+
+
+def list_history(connection: sqlite3.Connection, repository: Repository, tag: Tag) -> Sequence[TagEvent]:
+    """Who moved the tag where, newest first; raises NameUnknown."""
+    rows = connection.execute(
+        "SELECT digest, actor, at FROM tag_history WHERE repository = ? AND tag = ? ORDER BY id DESC",
+        (_require_repository(connection, repository), tag),
+    )
+    return [TagEvent(None if row[0] is None else Digest.parse(row[0]), row[1], row[2]) for row in rows]
+
+
+def count(connection: sqlite3.Connection) -> dict[str, int]:
+    """The whole-store counts ``contents`` and ``bytes``; scans nothing."""
+    return dict(connection.execute("SELECT name, value FROM totals"))
+
+
+def _require_repository(connection: sqlite3.Connection, repository: Repository) -> int:
+    number = repository_id(connection, repository)
+    if number is None:
+        raise NameUnknown(f"repository {repository} does not exist")
+    return number

@@ -1,0 +1,347 @@
+"""Resumable upload sessions of the local store: the asyncio half; ``store.session`` writes the bytes.
+
+A request's body is gathered into batches; while a worker thread writes and hashes one batch, the next one is received
+(two batches in memory for each upload, never more). Whatever ends a body, a disconnect included, the bytes that came
+are written, so that the client resumes where it really stands.
+
+Jobs of one session form a chain: each waits for the one before it. A job that a cancelled request left behind thereby
+still ends before anything else touches the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from sluice.errors import DigestInvalid, TooManyUploads, UploadRangeInvalid, UploadUnknown
+from sluice.oci.content import Descriptor
+from sluice.oci.digest import HEX_LENGTH, Digest
+from sluice.oci.reference import Repository
+from sluice.store.reserve import Reserve
+from sluice.store.session import NOTE_SUFFIX, Note, SessionFile
+from sluice.store.threads import submit
+
+T = TypeVar("T")
+Publish = Callable[[Path, Repository, Digest, int], Descriptor]
+"""``(file, repository, digest, size)``: make the file content and link it in the repository. Blocks."""
+
+BATCH_BYTES = 256 << 10
+BATCH_CHUNKS_MAX = 1024  # IOV_MAX of Linux: buffers in one writev
+
+
+@dataclass(frozen=True, slots=True)
+class UploadInfo:
+    """An open session: ``offset`` bytes held, times in seconds since the epoch."""
+
+    session: str
+    repository: Repository
+    offset: int
+    started_at: float
+
+
+class _Session:
+    """A session in memory. ``lock``: one request at a time. ``last``: the newest job of the chain."""
+
+    def __init__(self, note: Note, file: SessionFile, used_at: float) -> None:
+        self.note = note
+        self.file = file
+        self.used_at = used_at
+        self.lock = asyncio.Lock()
+        self.last: Future[object] | None = None
+        self.gone = False
+
+
+class LocalUploads:
+    """``Uploads`` over the directory ``uploads/``; sessions are found again after a restart."""
+
+    def __init__(
+        self, directory: Path, reserve: Reserve, publish: Publish, limit: int, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._directory = directory
+        self._reserve = reserve
+        self._publish = publish
+        self._limit = limit
+        self._clock = clock
+        self._writers: Executor | None = None
+        self._committers: Executor | None = None
+        self._sessions: dict[str, _Session | None] = {
+            path.name.removesuffix(NOTE_SUFFIX): None for path in directory.iterdir() if path.suffix == NOTE_SUFFIX
+        }
+
+    def use(self, writers: Executor, committers: Executor) -> None:
+        """Where to run: short writes, and commits, which wait for the disk."""
+        self._writers, self._committers = writers, committers
+
+    @property
+    def count(self) -> int:
+        """Open sessions."""
+        return len(self._sessions)
+
+    async def start(self, repository: Repository, algorithm: str) -> str:
+        """Open a session; raises TooManyUploads, StorageFull or DigestInvalid (unknown algorithm)."""
+        if algorithm not in HEX_LENGTH:
+            raise DigestInvalid(f"digest-algorithm {algorithm[:40]!r} is unknown: use one of {', '.join(HEX_LENGTH)}")
+        if self.count >= self._limit:
+            raise TooManyUploads(f"limits.uploads is {self._limit} and as many are open: finish or cancel one, or wait")
+        self._reserve.check()
+        identifier = secrets.token_hex(16)
+        note = Note(repository, algorithm, self._clock())
+        session = _Session(note, SessionFile(self._directory / identifier, algorithm, self._reserve), note.started_at)
+        self._sessions[identifier] = session  # counted before the wait, so that the limit holds
+        try:
+            await self._run(self._writers, session, lambda: note.save(self._note_path(identifier)))
+        except BaseException:
+            self._forget(identifier, session)
+            raise
+        return identifier
+
+    async def offset(self, repository: Repository, session: str) -> int:
+        """Bytes held so far; raises UploadUnknown."""
+        found = await self._find(repository, session)
+        await _settle(found)
+        if found.gone:
+            raise _unknown(session)
+        return found.file.offset
+
+    async def append(self, repository: Repository, session: str, offset: int | None, body: AsyncIterator[bytes]) -> int:
+        """Append ``body`` and return the new offset; raises UploadUnknown, UploadRangeInvalid, StorageFull, and what
+        ``body`` raises. What came before an error is kept."""
+        found = await self._find(repository, session)
+        async with found.lock:
+            await self._ready(found, session)
+            if offset is not None and offset != found.file.offset:
+                raise UploadRangeInvalid(
+                    f"chunk starts at {offset} and the upload stands at {found.file.offset}: continue from there",
+                    offset=found.file.offset,
+                )
+            try:
+                await self._receive(found, body)
+            finally:
+                found.used_at = self._clock()
+        return found.file.offset
+
+    async def append_batch(self, repository: Repository, session: str, batch: Sequence[bytes]) -> int:
+        """Append what is in memory already; for a writer that does its own batching. As ``append``."""
+
+        async def whole() -> AsyncIterator[bytes]:
+            for chunk in batch:
+                yield chunk
+
+        return await self.append(repository, session, None, whole())
+
+    async def commit(self, repository: Repository, session: str, digest: Digest) -> Descriptor:
+        """Verify, make durable, publish; raises DigestInvalid (the session is then gone), UploadUnknown or StorageFull
+        (the session stays)."""
+        found = await self._find(repository, session)
+        async with found.lock:
+            await self._ready(found, session)
+            return await self._run(self._committers, found, lambda: self._commit(session, found, digest))
+
+    async def cancel(self, repository: Repository, session: str) -> None:
+        """Drop the session; raises UploadUnknown."""
+        found = await self._find(repository, session)
+        async with found.lock:
+            await self._ready(found, session)
+            await self._run(self._writers, found, lambda: self._drop(session, found))
+
+    async def list(self) -> Sequence[UploadInfo]:
+        """All open sessions, the oldest first."""
+        infos = []
+        for identifier in tuple(self._sessions):
+            with contextlib.suppress(UploadUnknown):
+                found = await self._load(identifier)
+                infos.append(UploadInfo(identifier, found.note.repository, found.file.offset, found.note.started_at))
+        return sorted(infos, key=lambda info: info.started_at)
+
+    async def expire(self, older_than_s: float) -> int:
+        """Drop sessions without a byte for ``older_than_s`` seconds, and files as old that no session owns; returns
+        how many."""
+        limit = self._clock() - older_than_s
+        dropped = 0
+        for identifier in tuple(self._sessions):
+            with contextlib.suppress(UploadUnknown):
+                found = await self._load(identifier)
+                if found.used_at <= limit and not found.lock.locked():
+                    await self.cancel(found.note.repository, identifier)
+                    dropped += 1
+        return dropped + await self._in_thread(self._sweep, limit)
+
+    async def _receive(self, session: _Session, body: AsyncIterator[bytes]) -> None:
+        """Batch and write ``body``; one batch is written while the next one comes in."""
+        batch: list[bytes] = []
+        size = 0
+        try:
+            async for chunk in body:
+                batch.append(chunk)
+                size += len(chunk)
+                if size >= BATCH_BYTES or len(batch) == BATCH_CHUNKS_MAX:
+                    if session.last is not None:
+                        await _uninterrupted(session.last)
+                    self._chain(self._writers, session, _write(session.file, batch))
+                    batch, size = [], 0
+        finally:
+            await _uninterrupted(self._chain(self._writers, session, _write_and_close(session.file, batch)))
+
+    async def _find(self, repository: Repository, identifier: str) -> _Session:
+        found = await self._load(identifier)
+        if found.note.repository != repository:
+            raise _unknown(identifier)
+        return found
+
+    async def _load(self, identifier: str) -> _Session:
+        """The session in memory, read from the disk where it is from before a restart."""
+        if identifier not in self._sessions:
+            raise _unknown(identifier)
+        known = self._sessions[identifier]
+        if known is not None:
+            return known
+        read = await self._in_thread(self._read, identifier)
+        # Another request may have been faster, or the session may have ended.
+        if self._sessions.get(identifier, read) is None:
+            self._sessions[identifier] = read
+        known = self._sessions.get(identifier)
+        if known is None:
+            self._sessions.pop(identifier, None)
+            raise _unknown(identifier)
+        return known
+
+    def _read(self, identifier: str) -> _Session | None:
+        note = Note.load(self._note_path(identifier))
+        if note is None:
+            return None
+        file = SessionFile(self._directory / identifier, note.algorithm, self._reserve)
+        newest = file.path if file.offset else self._note_path(identifier)
+        return _Session(note, file, newest.stat().st_mtime)
+
+    async def _ready(self, session: _Session, identifier: str) -> None:
+        """Call with the lock held: nothing runs on the session any more, and it is still there."""
+        await _settle(session)
+        session.last = None
+        if session.gone:
+            raise _unknown(identifier)
+
+    def _chain(self, executor: Executor | None, session: _Session, job: Callable[[], T]) -> Future[T]:
+        assert executor is not None, "use() comes first"
+        before = session.last
+
+        def in_turn() -> T:
+            if before is not None:
+                before.result()  # a hole must not follow a failed write: fail as that did
+            return job()
+
+        future = submit(executor, in_turn)
+        session.last = future  # type: ignore[assignment]  # Future is invariant; only waited for
+        return future
+
+    async def _in_thread(self, job: Callable[..., T], *arguments: object) -> T:
+        assert self._writers is not None, "use() comes first"
+        return await asyncio.wrap_future(submit(self._writers, job, *arguments))
+
+    async def _run(self, executor: Executor | None, session: _Session, job: Callable[[], T]) -> T:
+        return await _uninterrupted(self._chain(executor, session, job))
+
+    def _commit(self, identifier: str, session: _Session, digest: Digest) -> Descriptor:
+        actual = session.file.digest(digest.algorithm)
+        if actual != digest:
+            self._drop(identifier, session)
+            raise DigestInvalid(
+                f"the upload's {session.file.offset} bytes have digest {actual}, not {digest}: push them again",
+                detail={"expected": str(digest), "actual": str(actual)},
+            )
+        session.file.close()
+        descriptor = self._publish(session.file.path, session.note.repository, digest, session.file.offset)
+        self._drop(identifier, session)
+        return descriptor
+
+    def _drop(self, identifier: str, session: _Session) -> None:
+        session.file.drop()
+        self._note_path(identifier).unlink(missing_ok=True)
+        self._forget(identifier, session)
+
+    def _forget(self, identifier: str, session: _Session) -> None:
+        session.gone = True
+        self._sessions.pop(identifier, None)
+
+    def _sweep(self, limit: float) -> int:
+        """Remove files that no session owns: what a crash or a power cut left of one, or of a manifest's write."""
+        dropped = 0
+        for path in self._directory.iterdir():
+            if path.name.removesuffix(NOTE_SUFFIX) in self._sessions:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime <= limit:
+                    path.unlink()
+                    dropped += 1
+        return dropped
+
+    def _note_path(self, identifier: str) -> Path:
+        return self._directory / (identifier + NOTE_SUFFIX)
+
+
+class LocalBlobWriter:
+    """``BlobWriter`` over one session."""
+
+    def __init__(self, uploads: LocalUploads, repository: Repository, session: str) -> None:
+        self._uploads = uploads
+        self._repository = repository
+        self._session = session
+        self._offset = 0
+
+    @property
+    def offset(self) -> int:
+        """Bytes taken so far."""
+        return self._offset
+
+    async def write(self, data: Sequence[bytes]) -> None:
+        """Append; raises StorageFull. After an error ``offset`` is still the truth."""
+        try:
+            await self._uploads.append_batch(self._repository, self._session, data)
+        finally:
+            with contextlib.suppress(UploadUnknown):
+                self._offset = await self._uploads.offset(self._repository, self._session)
+
+    async def commit(self, digest: Digest) -> Descriptor:
+        """Verify, make durable, publish in the repository; raises DigestInvalid (the content is then dropped)."""
+        return await self._uploads.commit(self._repository, self._session, digest)
+
+    async def abort(self) -> None:
+        """Drop it; idempotent."""
+        with contextlib.suppress(UploadUnknown):
+            await self._uploads.cancel(self._repository, self._session)
+
+
+def _write(file: SessionFile, batch: Sequence[bytes]) -> Callable[[], int]:
+    return lambda: file.write(batch)
+
+
+def _write_and_close(file: SessionFile, batch: Sequence[bytes]) -> Callable[[], int]:
+    def job() -> int:
+        try:
+            return file.write(batch)
+        finally:
+            file.close()
+
+    return job
+
+
+async def _uninterrupted(future: Future[T]) -> T:
+    """Wait for a job. Cancelling the wait leaves the job alone: its bytes are the client's, and others wait for it."""
+    return await asyncio.shield(asyncio.wrap_future(future))
+
+
+async def _settle(session: _Session) -> None:
+    """Wait until nothing runs; a failure was told to whoever asked for the job."""
+    if session.last is not None and not session.last.done():
+        with contextlib.suppress(Exception):
+            await _uninterrupted(session.last)
+
+
+def _unknown(identifier: str) -> UploadUnknown:
+    return UploadUnknown(f"upload {identifier[:64]} does not exist in this repository: start a new one")

@@ -1,0 +1,1 @@
+"""Real servers and conformance functions for tests, ours and our users'."""

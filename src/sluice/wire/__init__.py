@@ -1,0 +1,1 @@
+"""HTTP as the OCI Distribution Specification uses it, parsed and rendered. PURE: no I/O, no clock."""

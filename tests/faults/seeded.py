@@ -1,0 +1,156 @@
+"""A server with a defect in it, to show that the suites would notice: ``python -m faults.seeded DEFECT serve …``.
+
+The defects replace functions of the store in their own process; nothing in the product knows of them.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sluice.cli import main
+from sluice.oci.content import Descriptor
+from sluice.oci.digest import Digest
+from sluice.store import blobs, index
+from sluice.store.events import Changes
+from sluice.store.session import SessionFile
+from sluice.store.uploads import LocalUploads
+from sluice.testing.server import SluiceServer
+
+COMMIT_DELAY_S = 0.3
+OFFSET_STEP = 4096
+TESTS = Path(__file__).parent.parent
+
+replace = pytest.MonkeyPatch().setattr
+
+
+class SeededServer(SluiceServer):
+    """``SluiceServer`` with one of ``DEFECTS``, over plain HTTP."""
+
+    def __init__(self, data: Path, defect: str) -> None:
+        super().__init__(data, tls=False, environment={"PYTHONPATH": str(TESTS)})
+        self.defect = defect
+
+    def command(self) -> list[str]:
+        """The same command through this module."""
+        python, _, _, *arguments = super().command()
+        return [python, "-m", "faults.seeded", self.defect, *arguments]
+
+
+def no_file_fsync() -> None:
+    """Content is renamed into place without its bytes being on the disk."""
+    replace(blobs, "_fsync_file", lambda path: None)
+
+
+def late_file_fsync() -> None:
+    """Content is fsynced after its rename and its commit."""
+    fsync, place = blobs._fsync_file, blobs.Contents._place
+
+    def place_first(contents: Any, staged: Path, digest: Digest, record: Callable[[sqlite3.Connection], Any]) -> Any:
+        result = place(contents, staged, digest, record)
+        fsync(contents._paths.content(digest))
+        return result
+
+    no_file_fsync()
+    replace(blobs.Contents, "_place", place_first)
+
+
+def no_directory_fsync() -> None:
+    """The new name of content may be lost."""
+    replace(blobs, "fsync_directory", lambda path: None)
+
+
+def no_index_fsync() -> None:
+    """Commits stay in the page cache."""
+    prepare = index._prepare
+
+    def prepare_unsafely(connection: sqlite3.Connection, path: Path) -> None:
+        prepare(connection, path)
+        connection.execute("PRAGMA synchronous = OFF")
+
+    replace(index, "_prepare", prepare_unsafely)
+
+
+def early_acknowledgement() -> None:
+    """Writers go on before the commit, which takes its time."""
+    commit = index.Index._commit
+
+    def commit_late(self: index.Index, batch: Any) -> None:
+        time.sleep(COMMIT_DELAY_S)
+        commit(self, batch)
+
+    def submit_only(self: index.Index, change: Callable[[sqlite3.Connection], Any]) -> Future[Any]:
+        return self.submit(change)
+
+    replace(index.Index, "_commit", commit_late)
+    replace(index.Index, "write_blocking", submit_only)
+
+
+def no_digest_check() -> None:
+    """Whatever was uploaded is published under the digest that the client named."""
+
+    def commit(self: Any, identifier: str, session: Any, digest: Digest) -> Descriptor:
+        session.file.close()
+        descriptor: Descriptor = self._publish(session.file.path, session.note.repository, digest, session.file.offset)
+        self._drop(identifier, session)
+        return descriptor
+
+    replace(LocalUploads, "_commit", commit)
+
+
+def row_before_file() -> None:
+    """The index names content whose file comes a little later."""
+
+    def place(contents: Any, staged: Path, digest: Digest, record: Callable[[sqlite3.Connection], Any]) -> Any:
+        result = contents._index.write_blocking(record)
+        time.sleep(COMMIT_DELAY_S)
+        staged.rename(contents._paths.content(digest))
+        return result
+
+    replace(blobs.Contents, "_place", place)
+
+
+def false_offset() -> None:
+    """An upload from before a restart claims to have more bytes than it has."""
+    begin = SessionFile.__init__
+
+    def begin_generously(self: SessionFile, path: Path, algorithm: str, reserve: Any) -> None:
+        begin(self, path, algorithm, reserve)
+        self.offset = -(-self.offset // OFFSET_STEP) * OFFSET_STEP
+
+    replace(SessionFile, "__init__", begin_generously)
+
+
+def stale_manifests() -> None:
+    """Nobody tells the manifests in memory that a tag has moved."""
+    replace(Changes, "notify", lambda *_: None)
+
+
+DEFECTS: Mapping[str, Callable[[], None]] = {
+    seed.__name__.replace("_", "-"): seed
+    for seed in (
+        no_file_fsync,
+        late_file_fsync,
+        no_directory_fsync,
+        no_index_fsync,
+        early_acknowledgement,
+        no_digest_check,
+        row_before_file,
+        false_offset,
+        stale_manifests,
+    )
+}
+
+
+if __name__ == "__main__":
+    DEFECTS[sys.argv.pop(1)]()
+    print(f"seeded server, process {os.getpid()}", file=sys.stderr)
+    main()

@@ -1,0 +1,141 @@
+"""The demo: its image is real, its story is true, and nothing of it stays but the data."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sluice.cli.demo_children import Child, run_step
+from sluice.cli.demo_image import build_image, machine_architecture
+from sluice.errors import Unavailable
+
+PROGRAMS = ("skopeo", "busybox", "containerd", "ctr", "runc")
+needs_programs = pytest.mark.skipif(
+    any(shutil.which(name) is None for name in PROGRAMS) or os.geteuid() != 0, reason="needs root and make setup"
+)
+DEMO = [sys.executable, "-m", "sluice", "demo"]
+
+
+def blob(layout: Path, descriptor: dict[str, Any]) -> bytes:
+    """The bytes that a descriptor names, checked against it."""
+    digest: str = descriptor["digest"]
+    content = (layout / "blobs" / "sha256" / digest.removeprefix("sha256:")).read_bytes()
+    assert (digest, descriptor["size"]) == (f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
+    return content
+
+
+def names_in(tar: bytes) -> list[str]:
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        return archive.getnames()
+
+
+def test_image_is_consistent_and_reproducible(tmp_path: Path) -> None:
+    """Every descriptor fits its bytes, each layer its diff id, and a second build has the same digest."""
+    program = tmp_path / "busybox"
+    program.write_bytes(b"\x7fELF not really")
+    first, second = (build_image(tmp_path / name, program, "1") for name in ("a", "b"))
+    layout = tmp_path / "a"
+    entry = json.loads((layout / "index.json").read_text())["manifests"][0]
+    index = json.loads(blob(layout, entry))
+    names = set()
+    for described in index["manifests"]:
+        manifest = json.loads(blob(layout, described))
+        config = json.loads(blob(layout, manifest["config"]))
+        tars = [gzip.decompress(blob(layout, layer)) for layer in manifest["layers"]]
+        assert config["rootfs"]["diff_ids"] == [f"sha256:{hashlib.sha256(tar).hexdigest()}" for tar in tars]
+        assert config["architecture"] == described["platform"]["architecture"]
+        if config["architecture"] == machine_architecture():
+            names = {name for tar in tars for name in names_in(tar)}
+    assert first == second == entry["digest"]
+    assert {"amd64", "arm64"} <= {described["platform"]["architecture"] for described in index["manifests"]}
+    assert {"bin/busybox", "bin/sh", "hello", "etc/passwd"} <= names
+
+
+def test_child_ends_with_its_block(tmp_path: Path) -> None:
+    """Leaving the block ends the process; what it said is in its file."""
+    with Child("sleeper", ["sh", "-c", "echo up; exec sleep 60"], tmp_path / "log") as child:
+        child.require_running()
+        process = child._process
+    assert process is not None
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_child_that_ended_is_reported(tmp_path: Path) -> None:
+    """A process that ended by itself is an error with its last words."""
+    with Child("sayer", ["sh", "-c", "echo no room >&2; exit 3"], tmp_path / "log") as child:
+        assert child._process is not None
+        child._process.wait()
+        with pytest.raises(Unavailable, match=r"^sayer ended by itself: no room \("):
+            child.require_running()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["sh", "-c", "echo bad >&2; exit 1"], r"^sh -c echo bad >&2; exit 1 … failed: bad$"),
+        (["no-such-program"], r"^no-such-program is not installed"),
+        (["sleep", "9"], r"^sleep did not end within 0 s: sleep 9$"),
+    ],
+)
+def test_steps_that_fail_say_why(command: list[str], words: str) -> None:
+    """A step's error names the command and what it said."""
+    with pytest.raises(Unavailable, match=words):
+        run_step(command, 0.4)
+
+
+def leftovers() -> set[str]:
+    """Directories and mounts of private containerds."""
+    mounts = {line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines() if "/sluice-" in line}
+    return mounts | {str(path) for path in Path(tempfile.gettempdir()).glob("sluice-*")}
+
+
+@needs_programs
+def test_story_is_told_twice(tmp_path: Path) -> None:
+    """The demo pushes, pulls and runs; told again it finds its data; nothing else is left."""
+    before = leftovers()
+    told = [subprocess.run([*DEMO, "--once"], cwd=tmp_path, capture_output=True, text=True, check=False) for _ in "12"]
+    assert [done.returncode for done in told] == [0, 0], told[0].stderr
+    assert [("Hello from a container" in done.stderr, "Sluice is running." in done.stdout) for done in told] == [
+        (True, True),
+        (True, True),
+    ]
+    found = "demo: found the data of an earlier run: demo/hello:1"
+    assert [found in done.stderr for done in told] == [False, True]
+    assert leftovers() - before == set()
+
+
+@needs_programs
+def test_commands_of_the_summary_work_until_ctrl_c(tmp_path: Path) -> None:
+    """What the summary says to try works as printed, and SIGINT ends the demo with 0 and nothing left."""
+    before = leftovers()
+    with subprocess.Popen(DEMO, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        assert demo.stderr is not None
+        while "Ctrl-C ends it" not in (line := demo.stderr.readline()):
+            assert line, "the demo ended early"
+        printed = [demo.stdout.readline()]
+        while " tags " not in printed[-1]:
+            printed.append(demo.stdout.readline())
+        tried = [
+            subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+            for line in printed[-3:]
+        ]
+        demo.send_signal(signal.SIGINT)
+        rest = demo.communicate(timeout=60)[1]
+    assert [(done.returncode, done.stderr) for done in tried] == [(0, "")] * 3
+    assert [row.split()[0] for row in tried[-1].stdout.splitlines()] == ["REPOSITORY", "demo/hello", "mine/hello"]
+    assert demo.returncode == 0, rest
+    assert leftovers() - before == set()
