@@ -98,7 +98,7 @@ def test_the_reserve_decides_about_writes(tmp_path: Path) -> None:
     roomy, tight = Reserve(tmp_path, 0), Reserve(tmp_path, 1 << 62)
     assert (roomy.writable(), tight.writable()) == (True, False)
     roomy.check()
-    with pytest.raises(StorageFull, match=rf"{1 << 62} bytes.*{tight.free_bytes()} free"):
+    with pytest.raises(StorageFull, match=rf"{1 << 62} bytes.* has [1-9]\d* free"):
         tight.check()
 
 
