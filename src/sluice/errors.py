@@ -20,7 +20,7 @@ class SluiceError(Exception):
     code: ClassVar[str] = "UNKNOWN"
     status: ClassVar[int] = 500
     temporary: ClassVar[bool] = False
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
 
     def __init__(self, message: str, *, detail: object = None) -> None:
         super().__init__(message)
@@ -246,3 +246,76 @@ class GcRunning(SluiceError):
 
     code = "DENIED"
     status = 409
+
+
+class UpstreamError(SluiceError):
+    """The upstream could not be asked, or its answer is no good. Superclass of what follows; never raised itself.
+
+    It says nothing about whether the content exists: an upstream's true 404 is NameUnknown, ManifestUnknown or
+    BlobUnknown. ``reason`` is one word for metrics and for the caller that may serve what it holds instead.
+    """
+
+    code = "UNAVAILABLE"
+    status = 502
+    temporary = True
+    reason: ClassVar[str] = "failed"
+
+
+class UpstreamUnreachable(UpstreamError):
+    """No connection: name resolution failed, refused, no route, or it broke before the answer's head."""
+
+    reason = "unreachable"
+
+
+class UpstreamTlsFailed(UpstreamError):
+    """Its certificate is not trusted, or the handshake failed. Trying again does not help."""
+
+    temporary = False
+    reason = "tls"
+
+
+class UpstreamTimeout(UpstreamError):
+    """It did not connect, answer or go on within its named limit."""
+
+    status = 504
+    reason = "timeout"
+
+
+class UpstreamFailed(UpstreamError):
+    """It answered 5xx, or broke off in the middle of a body."""
+
+    reason = "failed"
+
+
+class UpstreamUnauthorized(UpstreamError):
+    """It does not accept our credentials (401 or 403), or its token endpoint does not."""
+
+    temporary = False
+    reason = "unauthorized"
+
+
+class UpstreamRateLimited(UpstreamError):
+    """It answered 429. ``retry_after_s`` is what it asked for, in seconds."""
+
+    code = "TOOMANYREQUESTS"
+    status = 503
+    reason = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None, detail: object = None) -> None:
+        super().__init__(message, detail=detail)
+        self.retry_after_s = retry_after_s
+
+
+class UpstreamInvalid(UpstreamError):
+    """Its answer cannot be right: other bytes than the digest says, a wrong length, a page instead of a manifest, a
+    redirect that must not be followed."""
+
+    temporary = False
+    reason = "invalid"
+
+
+class UpstreamLoop(UpstreamError):
+    """The upstream is this very server, directly or through others."""
+
+    temporary = False
+    reason = "loop"

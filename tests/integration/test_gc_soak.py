@@ -98,7 +98,7 @@ async def pull(soak: Soak, repository: Repository, tag: Tag) -> None:
     assert expected.raw == manifest.raw
     for child in manifest.children:
         reader = await soak.store.open_blob(repository, child.digest)
-        data = await reader.read(0, reader.size)
+        data = await reader.read(0, reader.size or 0)
         reader.close()
         assert child.digest == Digest.of(data)
     soak.seen["pulled"] += 1

@@ -85,7 +85,7 @@ def test_a_push_lifts_the_condemnation(tmp_path: Path, clock: Clock) -> None:
         clock.now += DELAY_S + 1
         assert (0, 0) == await asyncio.to_thread(unlink_condemned, store)
         reader = await store.open_blob(repository, found)
-        read = await reader.read(0, reader.size)
+        read = await reader.read(0, reader.size or 0)
         reader.close()
         await store.close()
         return read

@@ -103,7 +103,7 @@ def test_a_session_survives_a_restart(tmp_path: Path) -> None:
             await store.uploads.commit(REPOSITORY, bad, Digest.of(DATA, "sha512"))
         assert (store.uploads.count, leftovers(store)) == (0, [])
         reader = await store.open_blob(REPOSITORY, Digest.of(DATA, "sha512"))
-        assert await reader.read(0, reader.size) == DATA
+        assert await reader.read(0, reader.size or 0) == DATA
         reader.close()
 
     with_store(tmp_path, begin)

@@ -38,12 +38,14 @@ class BlobReader(Protocol):
     """An open blob. It stays readable until closed, whatever becomes of the blob meanwhile."""
 
     @property
-    def size(self) -> int:
-        """Whole length in bytes."""
+    def size(self) -> int | None:
+        """Whole length in bytes; None where an upstream does not tell."""
         ...
 
     async def read(self, offset: int, length: int) -> bytes:
-        """Exactly ``length`` bytes from ``offset``; raises StoreDamaged where fewer are there."""
+        """Exactly ``length`` bytes from ``offset``, fewer only at the end of a blob of unknown size.
+
+        Raises StoreDamaged or an UpstreamError where they cannot be had."""
         ...
 
     def close(self) -> None:
@@ -83,8 +85,9 @@ class Source(Protocol):
         """The manifest's exact bytes with its media type; raises ManifestUnknown."""
         ...
 
-    async def open_blob(self, repository: Repository, digest: Digest) -> BlobReader:
-        """Open a blob that this repository may read; raises BlobUnknown."""
+    async def open_blob(self, repository: Repository, digest: Digest, offset: int = 0) -> BlobReader:
+        """Open a blob that this repository may read; raises BlobUnknown. ``offset``: where reading will begin, in
+        bytes, so that a source far away can begin there; reading elsewhere works too."""
         ...
 
     async def tags(self, repository: Repository, limit: int, last: str | None) -> Sequence[Tag]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from sluice.errors import BlobUnknown, SluiceError
 from sluice.oci.content import BlobReader
@@ -44,6 +45,23 @@ class Streams:
         share = self.budget_bytes // (max(self.active, 1) * SLICES_IN_FLIGHT)
         allowed = max(min(share, sent // SLICES_TO_GROW), 1)
         return max(SLICE_BYTES_MIN, min(SLICE_BYTES_MAX, 1 << (allowed.bit_length() - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The stretch of a blob that an answer carries: from ``start`` to before ``end``, None for an unknown end."""
+
+    start: int
+    end: int | None
+
+    def next_length(self, position: int, slice_bytes: int) -> int:
+        """How much to read at ``position``."""
+        return slice_bytes if self.end is None else min(slice_bytes, self.end - position)
+
+    def ends(self, position: int, data: bytes) -> bool:
+        """Whether ``data``, after which the reader stands at ``position``, was the last slice. A blob of unknown size
+        ends where nothing more came."""
+        return position >= self.end if self.end is not None else not data
 
 
 def _target(x: Exchange) -> tuple[Repository, Digest]:
@@ -85,16 +103,25 @@ async def get(registry: Registry, x: Exchange, streams: Streams, sever: Callable
         return
     reader = await registry.store.open_blob(repository, digest)
     try:
-        wanted = _wanted_range(x, digest)
-        start, length = (0, reader.size) if wanted is None else resolve(wanted, reader.size)
-        headers = _headers(digest, length)
-        if wanted is not None:
-            headers.append((b"content-range", content_range(start, length, reader.size).encode()))
-        first = await reader.read(start, min(length, streams.slice_bytes()))
-        await x.start(200 if wanted is None else 206, headers)
-        await _stream(x, reader, first, (start, start + length), (streams, sever, registry.limits.response_idle_s))
+        status, headers, span = _partition(x, digest, reader.size)
+        first = await reader.read(span.start, span.next_length(span.start, streams.slice_bytes()))
+        await x.start(status, headers)
+        await _stream(x, reader, first, span, (streams, sever, registry.limits.response_idle_s))
     finally:
         reader.close()
+
+
+def _partition(x: Exchange, digest: Digest, size: int | None) -> tuple[int, Headers, Span]:
+    """Status, headers and stretch of the answer. Where the size is unknown, a range is answered with the whole
+    (RFC 9110 section 14.2: a server may ignore it)."""
+    wanted = None if size is None else _wanted_range(x, digest)
+    if size is None:
+        return 200, [header for header in _headers(digest, 0) if header[0] != b"content-length"], Span(0, None)
+    if wanted is None:
+        return 200, _headers(digest, size), Span(0, size)
+    start, length = resolve(wanted, size)
+    headers = [*_headers(digest, length), (b"content-range", content_range(start, length, size).encode())]
+    return 206, headers, Span(start, start + length)
 
 
 def _wanted_range(x: Exchange, digest: Digest) -> ByteRange | None:
@@ -109,14 +136,13 @@ async def _stream(
     x: Exchange,
     reader: BlobReader,
     data: bytes,
-    span: tuple[int, int],
+    span: Span,
     bounds: tuple[Streams, Callable[[Exchange], None], float],
 ) -> None:
-    """Send ``span`` = (start, end) of the blob, of which ``data`` is the first slice."""
+    """Send ``span`` of the blob, of which ``data`` is the first slice."""
     streams, sever, idle_s = bounds
-    position, end = span
-    position += len(data)
-    if position >= end:
+    position = span.start + len(data)
+    if span.ends(position, data):
         await x.send(data, more=False)
         return
     streams.active += 1
@@ -124,10 +150,11 @@ async def _stream(
     try:
         async with asyncio.timeout(idle_s) as deadline:
             loop = asyncio.get_running_loop()
-            while position < end and not gone.done():
+            while not span.ends(position, data) and not gone.done():
                 await x.send(data, more=True)
                 deadline.reschedule(loop.time() + idle_s)
-                data = await reader.read(position, min(streams.slice_bytes(position - span[0]), end - position))
+                slice_bytes = streams.slice_bytes(position - span.start)
+                data = await reader.read(position, span.next_length(position, slice_bytes))
                 position += len(data)
             if gone.done():
                 raise ClientGone

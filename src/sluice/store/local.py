@@ -118,7 +118,7 @@ class LocalStore:
         """The manifest's exact bytes, verified; raises NameUnknown, ManifestUnknown or StoreDamaged."""
         return await self._in(self._readers, self._read_manifest, repository, digest)
 
-    async def open_blob(self, repository: Repository, digest: Digest) -> BlobReader:
+    async def open_blob(self, repository: Repository, digest: Digest, offset: int = 0) -> BlobReader:
         """Open a blob that this repository may read; raises BlobUnknown or StoreDamaged."""
         return await self._in(self._readers, self._open_blob, repository, digest)
 

@@ -201,7 +201,7 @@ class MemoryStore:
             raise ManifestUnknown(f"manifest {digest} does not exist in repository {repository}")
         return found
 
-    async def open_blob(self, repository: Repository, digest: Digest) -> BlobReader:
+    async def open_blob(self, repository: Repository, digest: Digest, offset: int = 0) -> BlobReader:
         """Open a blob that this repository may read; raises BlobUnknown."""
         await self.stat_blob(repository, digest)
         return MemoryBlob(self._contents.data[digest])
