@@ -97,9 +97,10 @@ def early_acknowledgement() -> None:
 def no_digest_check() -> None:
     """Whatever was uploaded is published under the digest that the client named."""
 
-    def commit(self: Any, identifier: str, session: Any, digest: Digest) -> Descriptor:
+    def commit(self: Any, identifier: str, session: Any, digest: Digest, **_: Any) -> Descriptor:
         session.file.close()
-        descriptor: Descriptor = self._publish(session.file.path, session.note.repository, digest, session.file.offset)
+        repositories, size = [session.note.repository], session.file.offset
+        descriptor: Descriptor = self._publish(session.file.path, repositories, digest, size, False)
         self._drop(identifier, session)
         return descriptor
 

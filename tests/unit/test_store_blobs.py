@@ -43,7 +43,7 @@ class Files:
         """``DATA`` as the store has it, read through a blob."""
         blob = self.contents.open(DIGEST, len(DATA), self.readers)
         try:
-            return asyncio.run(blob.read(0, blob.size))
+            return asyncio.run(blob.read(0, blob.size or 0))
         finally:
             blob.close()
 

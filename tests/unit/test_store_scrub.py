@@ -274,7 +274,7 @@ ORPHAN = "'sha256:" + "ab" * 32 + "'"
     [
         pytest.param(f"INSERT INTO links VALUES (1, {ORPHAN}, 0)", "has no content row", id="link"),
         pytest.param(
-            f"INSERT INTO manifests VALUES (1, {ORPHAN}, 'x', 1, NULL, NULL, '{{}}', 0)",
+            f"INSERT INTO manifests VALUES (1, {ORPHAN}, 'x', 1, NULL, NULL, '{{}}', 0, 0)",
             "has no content row",
             id="manifest",
         ),

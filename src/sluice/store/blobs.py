@@ -55,16 +55,24 @@ class Contents:
         with self._locks[int(digest.hex[:8], 16) % LOCK_STRIPES]:
             yield
 
-    def publish(self, staged: Path, digest: Digest, size: int, record: Callable[[sqlite3.Connection], T]) -> T:
+    def publish(
+        self,
+        staged: Path,
+        digest: Digest,
+        size: int,
+        record: Callable[[sqlite3.Connection], T],
+        *,
+        replace: bool = False,
+    ) -> T:
         """Make the verified file ``staged`` the content of ``digest`` and run ``record``, which enters it, as an index
         change. Durable when it returns. Raises what ``record`` raises, StorageFull or Unavailable; ``staged`` is then
-        where it was."""
+        where it was. ``replace``: also where a file of the right size is there, whose bytes were found to be wrong."""
         try:
-            synced = not self.intact(digest, size)
+            synced = replace or not self.intact(digest, size)
             if synced:  # outside the lock: this is the long part
                 _fsync_file(staged)
             with self.content_lock(digest):
-                if self.intact(digest, size):
+                if not replace and self.intact(digest, size):
                     result = self._index.write_blocking(record)
                     staged.unlink(missing_ok=True)
                     return result
@@ -94,7 +102,7 @@ class Contents:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             raise _damaged(digest, "its file is missing") from None
-        blob = LocalBlob(digest, descriptor, size, readers)
+        blob = LocalBlob(str(digest), descriptor, size, readers)
         actual = os.fstat(descriptor).st_size
         if actual != size:
             blob.close()
@@ -136,10 +144,13 @@ class Contents:
 
 
 class LocalBlob:
-    """An open content file (a ``BlobReader``): readable until closed, unlinked or not."""
+    """An open content file (a ``BlobReader``): readable until closed, unlinked or not. ``name`` is for messages.
 
-    def __init__(self, digest: Digest, descriptor: int, size: int, readers: Executor) -> None:
-        self._digest = digest
+    Of an upload that still grows, ``size`` is None, and its writer knows how far one may read.
+    """
+
+    def __init__(self, name: str, descriptor: int, size: int | None, readers: Executor) -> None:
+        self._name = name
         self._descriptor = descriptor
         self._size = size
         self._readers = readers
@@ -148,8 +159,8 @@ class LocalBlob:
         self._closed = False
 
     @property
-    def size(self) -> int:
-        """Whole length in bytes."""
+    def size(self) -> int | None:
+        """Whole length in bytes; None where the file still grows."""
         return self._size
 
     async def read(self, offset: int, length: int) -> bytes:
@@ -159,7 +170,7 @@ class LocalBlob:
         from the disk is read in a thread, so that the event loop never waits for one.
         """
         if self._closed:
-            raise StoreDamaged(f"blob {self._digest} was read after it was closed")
+            raise StoreDamaged(f"blob {self._name} was read after it was closed")
         if length <= 0:
             return b""
         if _cached(self._descriptor, offset, length):
@@ -196,10 +207,10 @@ class LocalBlob:
             while len(data) < length:
                 more = os.pread(self._descriptor, length - len(data), offset + len(data))
                 if not more:
-                    raise _damaged(self._digest, f"its file ends at byte {offset + len(data)}")
+                    raise _damaged(self._name, f"its file ends at byte {offset + len(data)}")
                 data += more
         except OSError as error:
-            raise _damaged(self._digest, f"reading failed ({error.strerror})") from error
+            raise _damaged(self._name, f"reading failed ({error.strerror})") from error
         return data
 
 
@@ -225,6 +236,6 @@ def _fsync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def _damaged(digest: Digest, what: str) -> StoreDamaged:
-    _log.error("content %s is damaged: %s", digest, what)
-    return StoreDamaged(f"content {digest} is damaged: {what}; run `sluice fsck --repair` and push it again")
+def _damaged(content: Digest | str, what: str) -> StoreDamaged:
+    _log.error("content %s is damaged: %s", content, what)
+    return StoreDamaged(f"content {content} is damaged: {what}; run `sluice fsck --repair` and push it again")

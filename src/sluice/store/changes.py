@@ -93,6 +93,18 @@ def enter_manifest(
     Raises ManifestBlobUnknown. ``sparse`` accepts manifests of an index that are not held. A missing subject is always
     accepted (spec: "Pushing Manifests with Subject").
     """
+    _require_children(connection, repository, manifest, sparse)
+    _enter(connection, repository, manifest, now, partial=False)
+
+
+def enter_partial_manifest(
+    connection: sqlite3.Connection, repository: Repository, manifest: Manifest, now: float
+) -> None:
+    """``enter_manifest`` for a cache: what the manifest names may come later, or never."""
+    _enter(connection, repository, manifest, now, partial=True)
+
+
+def _require_children(connection: sqlite3.Connection, repository: Repository, manifest: Manifest, sparse: bool) -> None:
     number = ensure_repository(connection, repository)
     blobs, manifests = _children(manifest, "blob"), _children(manifest, "manifest")
     missing = _missing(connection, "links", number, blobs)
@@ -104,10 +116,17 @@ def enter_manifest(
             f" {missing[0]} for one: push them first",
             detail=missing[:MISSING_NAMED_MAX],
         )
+
+
+def _enter(
+    connection: sqlite3.Connection, repository: Repository, manifest: Manifest, now: float, *, partial: bool
+) -> None:
+    number = ensure_repository(connection, repository)
+    blobs, manifests = _children(manifest, "blob"), _children(manifest, "manifest")
     hold_content(connection, manifest.digest, len(manifest.raw), now)
     _touch(connection, "links", number, blobs, now)
     _touch(connection, "manifests", number, manifests, now)
-    _insert_manifest(connection, number, manifest, now)
+    _insert_manifest(connection, number, manifest, now, partial)
     _insert_edges(connection, number, manifest)
 
 
@@ -119,7 +138,11 @@ def move_tag(connection: sqlite3.Connection, repository: Repository, move: TagMo
     if (None if row is None else row[0]) == target:
         return False
     if target is None:
-        connection.execute("DELETE FROM tags WHERE repository = ? AND name = ?", (number, move.tag))
+        for table in ("tags", "cached_tags"):
+            connection.execute(
+                f"DELETE FROM {table} WHERE repository = ? AND name = ?",  # noqa: S608 - a literal
+                (number, move.tag),
+            )
     else:
         connection.execute(
             "INSERT INTO tags(repository, name, digest, updated_at) VALUES (?, ?, ?, ?)"
@@ -174,12 +197,14 @@ def _touch(connection: sqlite3.Connection, table: str, number: int, digests: str
     )
 
 
-def _insert_manifest(connection: sqlite3.Connection, number: int, manifest: Manifest, now: float) -> None:
+def _insert_manifest(
+    connection: sqlite3.Connection, number: int, manifest: Manifest, now: float, partial: bool
+) -> None:
     connection.execute(
-        "INSERT INTO manifests(repository, digest, media_type, size, subject, artifact_type, annotations, touched_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        "INSERT INTO manifests(repository, digest, media_type, size, subject, artifact_type, annotations, touched_at,"
+        " partial) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT DO UPDATE SET media_type = excluded.media_type, artifact_type = excluded.artifact_type,"
-        " touched_at = max(touched_at, excluded.touched_at)",
+        " touched_at = max(touched_at, excluded.touched_at), partial = min(partial, excluded.partial)",
         (
             number,
             str(manifest.digest),
@@ -189,6 +214,7 @@ def _insert_manifest(connection: sqlite3.Connection, number: int, manifest: Mani
             manifest.artifact_type,
             json.dumps(manifest.annotations),
             now,
+            int(partial),
         ),
     )
 

@@ -18,9 +18,11 @@ from sluice.store.reach import chunks
 MISSING_NAMED_MAX = 10  # digests named for each incomplete image
 
 # A required child that the repository does not hold. In a sparse index (``storage.sparse_indexes``) missing manifests
-# are as they should be, but for those that a check has found damaged, which the second query finds.
+# are as they should be, and so is all that a cache has not
+# fetched yet (``partial``), but for those that a check has found damaged, which the second query finds.
 _NOT_HELD = """
-SELECT e.parent, e.child FROM edges AS e WHERE e.repository = :repository AND e.required = 1 AND CASE e.kind
+SELECT e.parent, e.child FROM edges AS e JOIN manifests AS p ON p.repository = e.repository AND p.digest = e.parent
+WHERE e.repository = :repository AND e.required = 1 AND NOT p.partial AND CASE e.kind
 WHEN 'blob' THEN NOT EXISTS (SELECT 1 FROM links AS l WHERE l.repository = e.repository AND l.digest = e.child)
 ELSE NOT :sparse AND NOT EXISTS
 (SELECT 1 FROM manifests AS m WHERE m.repository = e.repository AND m.digest = e.child) END

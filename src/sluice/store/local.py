@@ -24,8 +24,9 @@ from sluice.oci.content import BlobReader, BlobWriter, Descriptor, Referrer
 from sluice.oci.digest import Digest
 from sluice.oci.manifest import Manifest
 from sluice.oci.reference import Reference, Repository, Tag
-from sluice.store import changes, queries
+from sluice.store import cached, changes, queries
 from sluice.store.blobs import Contents
+from sluice.store.cached import CachedTag, Standing
 from sluice.store.changes import GENERIC_MEDIA_TYPE, TagMove
 from sluice.store.events import Changes
 from sluice.store.index import Index
@@ -40,7 +41,7 @@ from sluice.store.uploads import LocalBlobWriter, LocalUploads
 
 T = TypeVar("T")
 
-__all__ = ["LocalStore", "StoreSettings", "TagEvent", "Totals"]
+__all__ = ["CachedTag", "LocalStore", "Standing", "StoreSettings", "TagEvent", "Totals"]
 
 FLUSH_INTERVAL_S = 1.0
 EXPIRE_INTERVAL_S = 300.0
@@ -71,7 +72,7 @@ class LocalStore:
         self._committers = ThreadPoolExecutor(COMMIT_THREADS, thread_name_prefix="sluice-commit")
         self._readers = ThreadPoolExecutor(BLOB_READ_THREADS, thread_name_prefix="sluice-read")
         self.uploads = LocalUploads(paths.uploads, self._reserve, self._publish_blob, settings.uploads_max, clock)
-        self.uploads.use(self._writers, self._committers)
+        self.uploads.use(self._writers, self._committers, self._readers)
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -134,7 +135,7 @@ class LocalStore:
 
     async def begin_blob(self, repository: Repository) -> BlobWriter:
         """Start new content; raises StorageFull or TooManyUploads."""
-        return LocalBlobWriter(self.uploads, repository, await self.uploads.start(repository, "sha256"))
+        return await self.begin_spool(repository, "sha256")
 
     async def put_manifest(
         self, repository: Repository, reference: Reference, manifest: Manifest, actor: str
@@ -153,6 +154,10 @@ class LocalStore:
         await self._change(repository, lambda c: changes.delete_reference(c, repository, reference, move))
 
     # Beyond the contracts
+
+    async def begin_spool(self, repository: Repository, algorithm: str) -> LocalBlobWriter:
+        """``begin_blob`` for content that is read while it comes in, and is hashed with ``algorithm`` on its way."""
+        return LocalBlobWriter(self.uploads, repository, await self.uploads.start(repository, algorithm))
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
         """What ``open_blob`` would open; raises BlobUnknown, also for a blob whose file is missing or of the wrong
@@ -173,6 +178,46 @@ class LocalStore:
         now = self.clock()
         linked = await self._change(repository, lambda c: changes.mount_blob(c, repository, source, digest, now))
         return found if linked else None
+
+    async def link(self, repository: Repository, digest: Digest) -> bool:
+        """Let ``repository`` read a blob that is held, wherever it came from. False where it is not held."""
+        now = self.clock()
+        return await self._change(repository, lambda c: cached.link_held(c, repository, digest, now))
+
+    async def cache_manifest(
+        self, repository: Repository, manifest: Manifest, tag: Tag | None, actor: str
+    ) -> Descriptor:
+        """Hold a manifest whose blobs may come later, and let ``tag`` name it, as the upstream said just now. Durable
+        when it returns; replaces damaged bytes. Raises StorageFull or Unavailable."""
+        self._reserve.check()
+        return await self._in(self._committers, self._cache_manifest, repository, manifest, tag, actor)
+
+    async def confirm_tag(self, repository: Repository, tag: Tag, digest: Digest, actor: str) -> None:
+        """The upstream said just now that ``tag`` names ``digest``, a manifest that is held: move the tag there."""
+        move = TagMove(tag, digest, actor, self.clock(), self.settings.history_per_tag)
+        await self._change(repository, lambda c: cached.confirm_tag(c, repository, move))
+
+    async def tag_gone(self, repository: Repository, tag: Tag) -> None:
+        """The upstream said just now that a tag which is served from here does not exist any more."""
+        now = self.clock()
+        await self._change(repository, lambda c: cached.note_gone(c, repository, tag, now))
+
+    async def drop_tag(self, repository: Repository, tag: Tag, actor: str) -> None:
+        """Serve the tag no longer, unless it is pinned; not an error where there is none."""
+        move = TagMove(tag, None, actor, self.clock(), self.settings.history_per_tag)
+        await self._change(repository, lambda c: cached.drop_tag(c, repository, move))
+
+    async def pin_tag(self, repository: Repository, tag: Tag, pinned: bool) -> None:
+        """Nail the tag to what it names now, or let it go; raises NameUnknown or ManifestUnknown."""
+        await self._change(repository, lambda c: cached.pin_tag(c, repository, tag, pinned))
+
+    async def cached_tag(self, repository: Repository, tag: Tag) -> CachedTag | None:
+        """A tag that can be served, with what the upstream last said about it; None where there is none."""
+        return await self.index.fetch(lambda c: cached.find_tag(c, repository, tag))
+
+    async def standing(self, repository: Repository, digest: Digest) -> Standing:
+        """How a blob stands to a repository."""
+        return await self.index.fetch(lambda c: cached.find_standing(c, repository, digest))
 
     async def delete_blob(self, repository: Repository, digest: Digest) -> None:
         """Take a blob from a repository; raises BlobUnknown."""
@@ -208,15 +253,19 @@ class LocalStore:
 
     # In worker threads
 
-    def _publish_blob(self, path: Path, repository: Repository, digest: Digest, size: int) -> Descriptor:
+    def _publish_blob(
+        self, path: Path, repositories: Sequence[Repository], digest: Digest, size: int, replace: bool
+    ) -> Descriptor:
         now = self.clock()
 
         def record(connection: sqlite3.Connection) -> None:
             changes.hold_content(connection, digest, size, now)
-            changes.link_blob(connection, repository, digest, now)
+            for repository in repositories:
+                changes.link_blob(connection, repository, digest, now)
 
-        self._contents.publish(path, digest, size, record)
-        self.events.notify(repository)
+        self._contents.publish(path, digest, size, record, replace=replace)
+        for repository in repositories:
+            self.events.notify(repository)
         return Descriptor(GENERIC_MEDIA_TYPE, digest, size)
 
     def _put_manifest(self, repository: Repository, reference: Reference, manifest: Manifest, actor: str) -> Descriptor:
@@ -228,9 +277,29 @@ class LocalStore:
                 move = TagMove(reference, manifest.digest, actor, now, settings.history_per_tag)
                 changes.move_tag(connection, repository, move)
 
+        return self._publish_manifest(repository, manifest, record)
+
+    def _cache_manifest(self, repository: Repository, manifest: Manifest, tag: Tag | None, actor: str) -> Descriptor:
+        now, keep = self.clock(), self.settings.history_per_tag
+
+        def record(connection: sqlite3.Connection) -> None:
+            changes.enter_partial_manifest(connection, repository, manifest, now)
+            if tag is not None:
+                cached.confirm_tag(connection, repository, TagMove(tag, manifest.digest, actor, now, keep))
+
+        return self._publish_manifest(repository, manifest, record, replace=True)
+
+    def _publish_manifest(
+        self,
+        repository: Repository,
+        manifest: Manifest,
+        record: Callable[[sqlite3.Connection], None],
+        *,
+        replace: bool = False,
+    ) -> Descriptor:
         staged = self._contents.stage(secrets.token_hex(16), manifest.raw)
         try:
-            self._contents.publish(staged, manifest.digest, len(manifest.raw), record)
+            self._contents.publish(staged, manifest.digest, len(manifest.raw), record, replace=replace)
         finally:
             staged.unlink(missing_ok=True)
         self.events.notify(repository)

@@ -29,6 +29,7 @@ CREATE TABLE links (
     PRIMARY KEY (repository, digest)
 ) WITHOUT ROWID;
 CREATE INDEX links_digest ON links(digest);
+-- partial: entered by a cache, which gets what the manifest names when somebody asks for it.
 CREATE TABLE manifests (
     repository INTEGER NOT NULL REFERENCES repositories(id),
     digest TEXT NOT NULL REFERENCES contents(digest),
@@ -38,6 +39,7 @@ CREATE TABLE manifests (
     artifact_type TEXT,
     annotations TEXT NOT NULL DEFAULT '{}',
     touched_at REAL NOT NULL,
+    partial INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (repository, digest)
 ) WITHOUT ROWID;
 CREATE INDEX manifests_digest ON manifests(digest);
@@ -60,6 +62,17 @@ CREATE TABLE tags (
     PRIMARY KEY (repository, name)
 ) WITHOUT ROWID;
 CREATE INDEX tags_digest ON tags(repository, digest);
+-- What the upstream last said about a tag: at checked_at it named digest, or was gone. Beside the row in tags, which is
+-- what is served; where the two digests differ, somebody else has moved the tag since. A pinned tag never moves.
+CREATE TABLE cached_tags (
+    repository INTEGER NOT NULL REFERENCES repositories(id),
+    name TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    checked_at REAL NOT NULL,
+    gone INTEGER NOT NULL DEFAULT 0,
+    pinned INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (repository, name)
+) WITHOUT ROWID;
 -- Who moved what when; digest is NULL where the tag was deleted. Bounded per tag.
 CREATE TABLE tag_history (
     id INTEGER PRIMARY KEY,

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,13 +26,14 @@ from sluice.errors import DigestInvalid, TooManyUploads, UploadRangeInvalid, Upl
 from sluice.oci.content import Descriptor
 from sluice.oci.digest import HEX_LENGTH, Digest
 from sluice.oci.reference import Repository
+from sluice.store.blobs import LocalBlob
 from sluice.store.reserve import Reserve
 from sluice.store.session import NOTE_SUFFIX, Note, SessionFile
 from sluice.store.threads import submit
 
 T = TypeVar("T")
-Publish = Callable[[Path, Repository, Digest, int], Descriptor]
-"""``(file, repository, digest, size)``: make the file content and link it in the repository. Blocks."""
+Publish = Callable[[Path, Sequence[Repository], Digest, int, bool], Descriptor]
+"""``(file, repositories, digest, size, replace)``: make the file content and link it in the repositories. Blocks."""
 
 BATCH_BYTES = 256 << 10
 BATCH_CHUNKS_MAX = 1024  # IOV_MAX of Linux: buffers in one writev
@@ -71,13 +74,14 @@ class LocalUploads:
         self._clock = clock
         self._writers: Executor | None = None
         self._committers: Executor | None = None
+        self._readers: Executor | None = None
         self._sessions: dict[str, _Session | None] = {
             path.name.removesuffix(NOTE_SUFFIX): None for path in directory.iterdir() if path.suffix == NOTE_SUFFIX
         }
 
-    def use(self, writers: Executor, committers: Executor) -> None:
-        """Where to run: short writes, and commits, which wait for the disk."""
-        self._writers, self._committers = writers, committers
+    def use(self, writers: Executor, committers: Executor, readers: Executor | None = None) -> None:
+        """Where to run: short writes, commits, which wait for the disk, and reads of ``tail``."""
+        self._writers, self._committers, self._readers = writers, committers, readers
 
     @property
     def count(self) -> int:
@@ -99,6 +103,8 @@ class LocalUploads:
             await self._run(self._writers, session, lambda: note.save(self._note_path(identifier)))
         except BaseException:
             self._forget(identifier, session)
+            with contextlib.suppress(Exception):  # the note of a caller that went away may be on its way still
+                await self._run(self._writers, session, lambda: self._note_path(identifier).unlink(missing_ok=True))
             raise
         return identifier
 
@@ -136,13 +142,34 @@ class LocalUploads:
 
         return await self.append(repository, session, None, whole())
 
-    async def commit(self, repository: Repository, session: str, digest: Digest) -> Descriptor:
+    async def tail(self, repository: Repository, session: str) -> LocalBlob:
+        """Open the session's file for reading while it grows, once it has bytes; raises UploadUnknown. It stays
+        readable when the session is committed or dropped."""
+        found = await self._find(repository, session)
+        assert self._readers is not None, "use() comes first"
+        try:
+            descriptor = await self._in_thread(os.open, found.file.path, os.O_RDONLY)
+        except OSError:
+            raise _unknown(session) from None
+        return LocalBlob(f"of upload {session}", descriptor, None, self._readers)
+
+    async def commit(
+        self,
+        repository: Repository,
+        session: str,
+        digest: Digest,
+        *,
+        also: Sequence[Repository] = (),
+        replace: bool = False,
+    ) -> Descriptor:
         """Verify, make durable, publish; raises DigestInvalid (the session is then gone), UploadUnknown or StorageFull
-        (the session stays)."""
+        (the session stays). ``also``: further repositories that may read it. ``replace`` what is held: it was found
+        damaged."""
         found = await self._find(repository, session)
         async with found.lock:
             await self._ready(found, session)
-            return await self._run(self._committers, found, lambda: self._commit(session, found, digest))
+            job = partial(self._commit, session, found, digest, also=also, replace=replace)
+            return await self._run(self._committers, found, job)
 
     async def cancel(self, repository: Repository, session: str) -> None:
         """Drop the session; raises UploadUnknown."""
@@ -247,7 +274,9 @@ class LocalUploads:
     async def _run(self, executor: Executor | None, session: _Session, job: Callable[[], T]) -> T:
         return await _uninterrupted(self._chain(executor, session, job))
 
-    def _commit(self, identifier: str, session: _Session, digest: Digest) -> Descriptor:
+    def _commit(
+        self, identifier: str, session: _Session, digest: Digest, *, also: Sequence[Repository], replace: bool
+    ) -> Descriptor:
         actual = session.file.digest(digest.algorithm)
         if actual != digest:
             self._drop(identifier, session)
@@ -256,7 +285,8 @@ class LocalUploads:
                 detail={"expected": str(digest), "actual": str(actual)},
             )
         session.file.close()
-        descriptor = self._publish(session.file.path, session.note.repository, digest, session.file.offset)
+        repositories = [session.note.repository, *also]
+        descriptor = self._publish(session.file.path, repositories, digest, session.file.offset, replace)
         self._drop(identifier, session)
         return descriptor
 
@@ -310,6 +340,15 @@ class LocalBlobWriter:
     async def commit(self, digest: Digest) -> Descriptor:
         """Verify, make durable, publish in the repository; raises DigestInvalid (the content is then dropped)."""
         return await self._uploads.commit(self._repository, self._session, digest)
+
+    async def commit_in(self, digest: Digest, also: Sequence[Repository], *, replace: bool = False) -> Descriptor:
+        """``commit``, readable in the repositories ``also`` too; ``replace`` what is held and was found damaged."""
+        return await self._uploads.commit(self._repository, self._session, digest, also=also, replace=replace)
+
+    async def tail(self) -> LocalBlob:
+        """The bytes written so far and those to come, for reading; once there is at least one. Stays readable after
+        ``commit`` and ``abort``."""
+        return await self._uploads.tail(self._repository, self._session)
 
     async def abort(self) -> None:
         """Drop it; idempotent."""

@@ -16,7 +16,7 @@ from sluice.store.local import LocalStore
 GRACE_S = 1000.0
 START = 1_000_000.0
 STALE, FRESH = START - GRACE_S - 1, START - GRACE_S + 1
-_TABLES = ("edges", "manifests", "links", "contents", "tags", "condemned", "repositories")
+_TABLES = ("edges", "manifests", "links", "contents", "tags", "cached_tags", "condemned", "repositories")
 
 Row = tuple[str, str]
 
@@ -86,7 +86,7 @@ def _put_repository(connection: sqlite3.Connection, number: int, name: str, cont
     for manifest, node in contained.manifests.items():
         _put_content(connection, manifest)
         connection.execute(
-            "INSERT INTO manifests VALUES (?, ?, 'x', ?, ?, NULL, '{}', ?)",
+            "INSERT INTO manifests VALUES (?, ?, 'x', ?, ?, NULL, '{}', ?, 0)",
             (
                 *(number, digest(manifest), len(manifest)),
                 *(digest(node.subject) if node.subject else None, FRESH if node.fresh else STALE),
