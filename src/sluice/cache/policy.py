@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -124,6 +125,15 @@ def decide_tag(facts: TagFacts | None, now: float, policy: CachePolicy) -> TagAc
     if policy.revalidate == "background" and _within(facts.checked_at, now, policy.tag_stale_max_s):
         return TagAction.SERVE_AND_REVALIDATE
     return TagAction.ASK_FIRST
+
+
+def fresh_for_s(facts: TagFacts, now: float, policy: CachePolicy) -> float:
+    """For how many seconds the tag may be served again without a decision; 0 where it is not fresh."""
+    if facts.pinned:
+        return math.inf
+    if facts.gone or not _within(facts.checked_at, now, policy.tag_fresh_s):
+        return 0.0
+    return (facts.checked_at or 0.0) + policy.tag_fresh_s - now
 
 
 def stale_reason(facts: TagFacts) -> str | None:

@@ -1,0 +1,380 @@
+"""The fill: one blob on its way from the upstream into the store, whoever waits for it.
+
+``Fills`` has one ``Fill`` for each digest. A fill is a task of the application. It appends to an upload session of the
+store while hashing, goes on at its offset when an upstream breaks off, and ends in a commit, or in nothing at all.
+Readers (``cache.readers``) attach at any offset, read from the session's file at their own speed, and may all leave.
+
+What readers may see: up to the last ``WITHHELD_BYTES`` of the blob as it comes, these when the digest is verified and
+the content durable. So nobody ever holds a complete blob that is not what its digest says. Of a blob of up to
+``small_blob_bytes`` not even the head is shown before.
+
+Where the store has no room, the fill ends (``refused``), and its readers go on straight from the upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Sequence
+
+from sluice.cache.answers import CacheCounters
+from sluice.cache.flights import again, patiently
+from sluice.cache.policy import CachePolicy, is_far
+from sluice.cache.recent import Recent
+from sluice.cache.sources import Opener
+from sluice.cache.spool import Spool
+from sluice.errors import (
+    BlobUnknown,
+    DigestInvalid,
+    NameUnknown,
+    SluiceError,
+    Unavailable,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamInvalid,
+)
+from sluice.oci.content import BlobReader
+from sluice.oci.digest import Digest, Hasher
+from sluice.oci.reference import Repository
+from sluice.store.local import LocalStore
+
+WITHHELD_BYTES = 64 << 10
+CHUNK_BYTES_MIN = 16 << 10
+CHUNK_BYTES_MAX = 512 << 10
+FAST_CHUNK_S = 0.02  # a chunk that came faster is followed by a larger one; readers see whole chunks
+PAUSE_S_MAX = 5.0
+REHASH_BYTES = 1 << 20
+REFUSED_MAX = 10_000  # digests whose bytes were wrong
+
+_log = logging.getLogger(__name__)
+
+
+class Fill:
+    """One blob on its way in. ``size`` is None until the upstream has told, and for ever where it does not.
+
+    ``error`` says how it failed; ``refused``: it was the store, not the upstream.
+    """
+
+    def __init__(
+        self, digest: Digest, repository: Repository, openers: Sequence[Opener], fills: Fills, *, replace: bool
+    ) -> None:
+        self.digest = digest
+        self.repositories = [repository]
+        self.openers = tuple(openers)
+        self.size: int | None = None
+        self.complete = False
+        self.error: SluiceError | None = None
+        self.refused = False
+        self._fills = fills
+        self._replace = replace
+        self._spool: Spool | None = None
+        self._begun = False
+        self._moved = asyncio.Event()
+        self._readers = 0
+        self._ended = False
+
+    @property
+    def policy(self) -> CachePolicy:
+        """The policy that holds now."""
+        return self._fills.policy
+
+    @property
+    def counters(self) -> CacheCounters:
+        """Where everything is counted."""
+        return self._fills.counters
+
+    @property
+    def position(self) -> int:
+        """Bytes that have come."""
+        return 0 if self._spool is None else self._spool.written
+
+    @property
+    def readable(self) -> int:
+        """Bytes from the start that readers may have now."""
+        if self.complete:
+            return self.position
+        end = self.position if self.size is None else self.size  # it may end at any byte
+        return max(0, min(self.position, end - WITHHELD_BYTES))
+
+    def is_far(self, offset: int) -> bool:
+        """Whether a reader at ``offset`` would wait too long."""
+        return not self.complete and is_far(offset, self.position, self.policy)
+
+    def join(self, repository: Repository) -> None:
+        """Make the blob readable in this repository too, once it is there."""
+        if repository not in self.repositories:
+            self.repositories.append(repository)
+
+    async def head(self) -> None:
+        """Wait until there is a head to show; raises how the fill failed, or UpstreamTimeout while it goes on."""
+        await patiently(self._head, self.policy.head_deadline_s)
+
+    async def wait(self, offset: int, length: int) -> int:
+        """Wait until ``length`` bytes from ``offset`` can be read, or the blob's end is there; returns how many can.
+        Raises how the fill failed."""
+        while not self.complete and offset + length > self.readable:
+            self._check()
+            await self._moved.wait()
+        self._check()
+        return max(0, min(length, self.readable - offset))
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Read what ``wait`` said can be read."""
+        if length <= 0:
+            return b""
+        assert self._spool is not None
+        assert self._spool.tail is not None
+        return await self._spool.tail.read(offset, length)
+
+    async def hasher_at(self, offset: int) -> Hasher | None:
+        """A hasher that has seen the blob up to ``offset``; None where these bytes are not here."""
+        hasher = self.digest.hasher()
+        if offset > self.position:
+            return None
+        for start in range(0, offset, REHASH_BYTES):
+            data = await self.read(start, min(REHASH_BYTES, offset - start))
+            await asyncio.to_thread(hasher.update, data)
+        return hasher
+
+    def attach(self) -> None:
+        """One more reader needs the bytes."""
+        self._readers += 1
+
+    def detach(self) -> None:
+        """One reader less."""
+        self._readers -= 1
+        self._release()
+
+    async def run(self) -> None:
+        """Do it all. Raises nothing that is not a bug, but CancelledError; leaves nothing behind where it fails."""
+        try:
+            await self._copy()
+            await self._commit()
+        except SluiceError as error:
+            self._fail(error)
+        finally:
+            if self._spool is not None and not self.complete:
+                await self._spool.drop()
+
+    def end(self) -> None:
+        """Nothing more happens: who waits is told, and the file is closed once nobody reads it."""
+        if not self.complete and self.error is None:
+            self._fail(Unavailable(f"blob {self.digest} is no longer being fetched: the server is stopping"))
+        self._ended = True
+        self._release()
+
+    async def _head(self) -> None:
+        small = self.policy.small_blob_bytes
+        while not self.complete and not (self._begun and (self.size or 0) > small) and self.position <= small:
+            self._check()
+            await self._moved.wait()
+        self._check()
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise again(self.error)
+
+    async def _copy(self) -> None:
+        """Bring all bytes into the spool, from whichever upstream has them."""
+        line = list(self.openers)
+        failures = 0  # in a row, without a byte in between
+        first: UpstreamError | None = None
+        while True:
+            before = self.position if self._spool is None else self._spool.taken
+            try:
+                await self._copy_from(line[0], primary=line[0] is self.openers[0])
+            except UpstreamError as error:
+                if self._spool is not None and self._spool.taken > before:
+                    failures, first = 0, None
+                failures += 1
+                first = first or error
+                # The next mirror; one that will not do better is not asked again.
+                line = line[1:] + (line[:1] if error.temporary else [])
+                tries = self.policy.fill_tries if self._begun else len(self.openers)
+                if not line or failures >= tries:
+                    raise first from error
+                _log.info("blob %s stands at byte %d and goes on: %s", self.digest, self.position, error.message)
+                if self._begun and failures > 1:
+                    await asyncio.sleep(_pause_s(failures, self.policy))
+            else:
+                return
+
+    async def _copy_from(self, opener: Opener, *, primary: bool) -> None:
+        taken = 0 if self._spool is None else self._spool.taken
+        try:
+            reader = await opener(taken)
+        except (BlobUnknown, NameUnknown) as error:
+            if primary and not self._begun:
+                raise
+            # A mirror that lacks it says nothing about the blob, and nor does one that loses it half-way.
+            raise UpstreamFailed(f"the upstream has blob {self.digest} no longer: {error.message}") from None
+        try:
+            await self._take_head(reader.size)
+            if taken:
+                self.counters.resumes += 1
+            await self._pump(reader)
+        finally:
+            reader.close()
+
+    async def _take_head(self, size: int | None) -> None:
+        if self._begun and None not in (size, self.size) and size != self.size:
+            raise UpstreamInvalid(f"blob {self.digest} has {self.size} bytes at one upstream and {size} at another")
+        if self._spool is None:
+            try:
+                writer = await self._fills.store.begin_spool(self.repositories[0], self.digest.algorithm)
+            except SluiceError:
+                self.refused = True
+                raise
+            self._spool = Spool(writer, self._notify)
+        if not self._begun:
+            self.size = size
+            self._begun = True
+            self._notify()
+
+    async def _pump(self, reader: BlobReader) -> None:
+        """Append until the end; raises UpstreamError where the upstream breaks off, with all it brought written."""
+        assert self._spool is not None
+        end = self.size if reader.size is None else reader.size
+        chunk, now = CHUNK_BYTES_MIN, asyncio.get_running_loop().time
+        try:
+            while end is None or self._spool.taken < end:
+                want = chunk if end is None else min(chunk, end - self._spool.taken)
+                asked_at = now()
+                data = await reader.read(self._spool.taken, want)
+                self.counters.upstream_bytes += len(data)
+                if data:
+                    await self._spool.append(data)
+                if len(data) < want:
+                    break
+                fast = now() - asked_at < FAST_CHUNK_S
+                chunk = min(chunk * 2, CHUNK_BYTES_MAX) if fast else max(chunk // 2, CHUNK_BYTES_MIN)
+        finally:
+            await self._spool.settle()
+        if end is not None and self._spool.taken < end:
+            raise UpstreamFailed(f"blob {self.digest} ended at byte {self._spool.taken} of {end}")
+
+    async def _commit(self) -> None:
+        assert self._spool is not None
+        linked = tuple(self.repositories)
+        try:
+            await self._spool.commit(self.digest, linked[1:], replace=self._replace)
+        except DigestInvalid as error:
+            self.counters.invalid += 1
+            raise UpstreamInvalid(f"the upstream sent other bytes than those of blob {self.digest}") from error
+        self.size = self._spool.taken
+        self.complete = True
+        self._notify()
+        for repository in self.repositories[len(linked) :]:  # who joined during the commit
+            with contextlib.suppress(SluiceError):  # the next request of theirs does it
+                await self._fills.store.link(repository, self.digest)
+
+    def _fail(self, error: SluiceError) -> None:
+        if self.complete:
+            return
+        self.refused = self.refused or (self._spool is not None and self._spool.refusal is error)
+        self.error = error
+        self._notify()
+
+    def _notify(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    def _release(self) -> None:
+        if self._ended and self._readers == 0 and self._spool is not None and self._spool.tail is not None:
+            self._spool.tail.close()
+
+
+class Fills:
+    """The fills of one store, one for each digest. For one event loop; ``close`` before the store is closed."""
+
+    def __init__(
+        self, store: LocalStore, policy: CachePolicy, counters: CacheCounters, clock: Callable[[], float]
+    ) -> None:
+        self.store = store
+        self.policy = policy
+        self.counters = counters
+        self._slots = asyncio.Semaphore(policy.fills_max)  # first come, first served
+        self._fills: dict[Digest, Fill] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wrong: Recent[Digest, SluiceError] = Recent(REFUSED_MAX, policy.negative_s, clock)
+        self._active = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def find(self, digest: Digest) -> Fill | None:
+        """The running or waiting fill of a digest."""
+        found = self._fills.get(digest)
+        return None if found is None or found.error is not None else found
+
+    def begin(
+        self, digest: Digest, repository: Repository, openers: Sequence[Opener], *, replace: bool = False
+    ) -> Fill:
+        """The fill of a digest, joined or begun. ``openers``: the upstream, then its mirrors. ``replace`` what is held:
+        it is damaged. Raises Unavailable where too many wait, and UpstreamInvalid shortly after wrong bytes came."""
+        running = self.find(digest)
+        if running is not None:
+            running.join(repository)
+            return running
+        wrong = self._wrong.get(digest)
+        if wrong is not None:
+            raise again(wrong)
+        if self._closed:
+            raise Unavailable("the cache is closed: the server is stopping")
+        if len(self._tasks) >= self.policy.fills_max + self.policy.queue_max:
+            raise Unavailable(
+                f"{self.policy.fills_max} blobs are being fetched and {self.policy.queue_max} more wait: try again"
+            )
+        fill = self._fills[digest] = Fill(digest, repository, openers, self, replace=replace)
+        task = asyncio.create_task(self._run(fill), name=f"fill {digest}")
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._ended(fill, done))
+        self.counters.fills_begun += 1
+        self._gauge()
+        return fill
+
+    async def close(self) -> None:
+        """End all fills and drop what they brought; idempotent."""
+        self._closed = True
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, fill: Fill) -> None:
+        async with self._slots:
+            self._active += 1
+            self._gauge()
+            try:
+                await fill.run()
+            finally:
+                self._active -= 1
+
+    def _ended(self, fill: Fill, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._fills.get(fill.digest) is fill:
+            del self._fills[fill.digest]
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None:
+            _log.error("the fill of blob %s failed", fill.digest, exc_info=failure)
+        fill.end()
+        self._gauge()
+        if fill.complete:
+            self.counters.fills_done += 1
+            return
+        self.counters.fills_failed += 1
+        if isinstance(fill.error, UpstreamInvalid):
+            self._wrong.put(fill.digest, fill.error)
+
+    def _gauge(self) -> None:
+        self.counters.fills_active = self._active
+        self.counters.fills_queued = len(self._tasks) - self._active
+
+
+def _pause_s(failures: int, policy: CachePolicy) -> float:
+    """Doubling with each failure, and never the same for two fills that broke off together."""
+    pause_s: float = policy.fill_pause_s * 2 ** (failures - 2)
+    return min(PAUSE_S_MAX, pause_s) * random.uniform(0.5, 1.0)
