@@ -43,7 +43,7 @@ from sluice.store.local import LocalStore
 WITHHELD_BYTES = 64 << 10
 CHUNK_BYTES_MIN = 16 << 10
 CHUNK_BYTES_MAX = 512 << 10
-FAST_CHUNK_S = 0.02  # a chunk that came faster is followed by a larger one; readers see whole chunks
+FAST_CHUNK_S, SLOW_CHUNK_S = 0.02, 0.2  # readers see whole chunks: larger ones only while they come fast
 PAUSE_S_MAX = 5.0
 REHASH_BYTES = 1 << 20
 REFUSED_MAX = 10_000  # digests whose bytes were wrong
@@ -248,8 +248,7 @@ class Fill:
                     await self._spool.append(data)
                 if len(data) < want:
                     break
-                fast = now() - asked_at < FAST_CHUNK_S
-                chunk = min(chunk * 2, CHUNK_BYTES_MAX) if fast else max(chunk // 2, CHUNK_BYTES_MIN)
+                chunk = _next_chunk_bytes(chunk, now() - asked_at)
         finally:
             await self._spool.settle()
         if end is not None and self._spool.taken < end:
@@ -372,6 +371,12 @@ class Fills:
     def _gauge(self) -> None:
         self.counters.fills_active = self._active
         self.counters.fills_queued = len(self._tasks) - self._active
+
+
+def _next_chunk_bytes(chunk: int, took_s: float) -> int:
+    if took_s > SLOW_CHUNK_S:
+        return CHUNK_BYTES_MIN
+    return min(chunk * 2, CHUNK_BYTES_MAX) if took_s < FAST_CHUNK_S else max(chunk // 2, CHUNK_BYTES_MIN)
 
 
 def _pause_s(failures: int, policy: CachePolicy) -> float:

@@ -1,0 +1,1 @@
+"""The caching core: policy, fills, pull-through."""
