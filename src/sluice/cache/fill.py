@@ -192,12 +192,12 @@ class Fill:
                 first = first or error
                 # The next mirror; one that will not do better is not asked again.
                 line = line[1:] + (line[:1] if error.temporary else [])
-                tries = self.policy.fill_tries if self._begun else len(self.openers)
+                tries = self.policy.fill_tries * len(line) if self._begun else len(self.openers)
                 if not line or failures >= tries:
                     raise first from error
                 _log.info("blob %s stands at byte %d and goes on: %s", self.digest, self.position, error.message)
-                if self._begun and failures > 1:
-                    await asyncio.sleep(_pause_s(failures, self.policy))
+                if self._begun and failures % len(line) == 0:
+                    await asyncio.sleep(_pause_s(failures // len(line), self.policy))
             else:
                 return
 
@@ -379,7 +379,7 @@ def _next_chunk_bytes(chunk: int, took_s: float) -> int:
     return min(chunk * 2, CHUNK_BYTES_MAX) if took_s < FAST_CHUNK_S else max(chunk // 2, CHUNK_BYTES_MIN)
 
 
-def _pause_s(failures: int, policy: CachePolicy) -> float:
-    """Doubling with each failure, and never the same for two fills that broke off together."""
-    pause_s: float = policy.fill_pause_s * 2 ** (failures - 2)
+def _pause_s(rounds: int, policy: CachePolicy) -> float:
+    """Doubling with each round of upstream and mirrors, and never the same for two fills that broke off together."""
+    pause_s: float = policy.fill_pause_s * 2 ** (rounds - 1)
     return min(PAUSE_S_MAX, pause_s) * random.uniform(0.5, 1.0)

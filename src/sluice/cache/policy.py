@@ -27,8 +27,9 @@ class CachePolicy:
 
     Blobs: ``head_deadline_s`` is how long a reader waits for the upstream's head, ``small_blob_bytes`` the size up to
     which a blob is verified before anything is said about it, ``far_range_bytes`` how far ahead of a fill a reader may
-    be and still wait for it. ``fills_max`` fills run at once and ``queue_max`` more wait. ``fill_tries`` attempts in a
-    row may bring no byte before a fill gives up, ``fill_pause_s`` (doubling) apart. ``prefetch``: fetch what an image
+    be and still wait for it. ``fills_max`` fills run at once and ``queue_max`` more wait. ``fill_tries`` times in a
+    row the upstream and its mirrors may bring no byte before a fill that has begun gives up, ``fill_pause_s`` seconds
+    (doubling) apart. ``prefetch``: fetch what an image
     manifest names before anybody asks.
     """
 
