@@ -372,7 +372,9 @@ def _write_and_close(file: SessionFile, batch: Sequence[bytes]) -> Callable[[], 
 
 async def _uninterrupted(future: Future[T]) -> T:
     """Wait for a job. Cancelling the wait leaves the job alone: its bytes are the client's, and others wait for it."""
-    return await asyncio.shield(asyncio.wrap_future(future))
+    waiting = asyncio.wrap_future(future)
+    waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # though nobody may wait any more
+    return await asyncio.shield(waiting)
 
 
 async def _settle(session: _Session) -> None:
