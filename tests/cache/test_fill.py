@@ -13,7 +13,7 @@ import pytest
 
 from cache.scripted import APP, OTHER, POLICY, Body, Cache, caching, read_all, until
 from sluice.cache.answers import Kind
-from sluice.cache.fill import WITHHELD_BYTES
+from sluice.cache.fill import WITHHELD_BYTES, Fill
 from sluice.errors import (
     BlobUnknown,
     StoreDamaged,
@@ -272,8 +272,7 @@ async def test_the_last_chunk_waits_for_the_digest(tmp_path: Path) -> None:
                 reader = await cache.pull.open_blob(APP, digest)
                 fill = cache.fills.find(digest)
                 assert fill is not None
-                await until(lambda: cache.upstream.sent_bytes % len(DATA) == 0)
-                await asyncio.sleep(0.05)
+                await until(partial(_stands_at, fill, len(data)))
                 assert (len(data), len(data) - WITHHELD_BYTES) == (fill.position, fill.readable)
                 reading = asyncio.create_task(reader.read(len(data) - WITHHELD_BYTES, 1))
                 await asyncio.sleep(0.05)
@@ -330,6 +329,10 @@ async def test_fills_are_limited_and_wait_in_order(tmp_path: Path) -> None:
             await until(partial(_counts, cache.upstream.offsets, min(number + 2, 5)))
             gate.set()
             assert await read_all(await opening[number]) == blobs[number]
+
+
+def _stands_at(fill: Fill, position: int) -> bool:
+    return fill.position == position
 
 
 def _counts(things: Sized, number: int) -> bool:
