@@ -7,15 +7,16 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from upstream_client import TIMEOUT_S, get, is_quiet, no_thread_left, read_exactly, read_to_end, send
+from upstream_client import TIMEOUT_S, get, is_quiet, no_thread_left, read_exactly, read_to_end, receive, send
 
 from sluice.testing.client import digest_of
 from sluice.testing.upstreams import (
+    Cut,
     GeneratedBlob,
     Relay,
     Shape,
@@ -130,7 +131,7 @@ def test_a_link_stalls_until_its_shape_changes() -> None:
     """So many octets, silence, and then the rest."""
     with relayed(Shape(stall_after=5000)) as (_, relay):
         sock = send(relay.port, PATH)
-        read = sock.recv(5000, socket.MSG_WAITALL)
+        read = receive(sock, 5000)
         assert (5000, True) == (len(read), is_quiet(sock))
         relay.shape = Shape()
         rest = read_to_end(sock)
@@ -141,7 +142,7 @@ def test_a_client_that_leaves_a_stalled_link_frees_it() -> None:
     """The server sees it leave too."""
     with relayed(Shape(stall_after=5000)) as (upstream, relay):
         sock = send(relay.port, PATH)
-        sock.recv(5000, socket.MSG_WAITALL)
+        receive(sock, 5000)
         sock.close()
         upstream.wait_idle()
         while relay.open_connections:
@@ -166,7 +167,7 @@ def test_a_link_goes_down_and_comes_back() -> None:
     """Stopped in the middle of an answer, whose client reads to an early end; then everything is as before."""
     with relayed(Shape(stall_after=5000)) as (_, relay):
         sock = send(relay.port, PATH)
-        sock.recv(5000, socket.MSG_WAITALL)
+        receive(sock, 5000)
         relay.stop()
         assert b"" == read_to_end(sock).head
         with pytest.raises(ConnectionRefusedError):
@@ -180,3 +181,44 @@ def test_a_link_to_nobody_resets() -> None:
     """Where the server refuses, the relay's client gets a RST."""
     with refused_address() as address, no_thread_left(), Relay(place(address)[1]) as relay:
         assert read_to_end(socket.create_connection(("127.0.0.1", relay.port), TIMEOUT_S)).reset
+
+
+@pytest.mark.parametrize("rst", [False, True])
+def test_a_cut_under_tls_has_exactly_so_many_octets(tmp_path: Path, rst: bool) -> None:
+    """Behind them comes a bare FIN without the end of TLS, or a RST."""
+    content = UpstreamContent()
+    content.hold_blob("app", BLOB)
+    tls = make_tls(tmp_path)
+    with no_thread_left(), UpstreamServer(content, tls=tls, faults=(Cut(5000, rst=rst),)) as upstream:
+        sock = tls.client_context().wrap_socket(
+            socket.create_connection(("127.0.0.1", upstream.port), TIMEOUT_S), server_hostname="127.0.0.1"
+        )
+        sock.sendall(f"GET {PATH} HTTP/1.1\r\n\r\n".encode())
+        body = read_exactly(sock, 5000)
+        # Asked below TLS: Python's ssl module reports either as the same early end.
+        end = pytest.raises(ConnectionResetError) if rst else nullcontext()
+        with sock, end:
+            assert b"" == socket.socket.recv(sock, 1)
+    assert bytes(BLOB.read(0, 5000)) == body
+
+
+def test_stalls_under_tls_end_with_the_client_or_the_server(tmp_path: Path) -> None:
+    """The one that leaves is noted, the one that stays is cut when the server stops."""
+    content = UpstreamContent()
+    tls = make_tls(tmp_path)
+    with no_thread_left(), UpstreamServer(content, tls=tls, faults=(Stall(),)) as upstream:
+        leaving, staying = (
+            tls.client_context().wrap_socket(
+                socket.create_connection(("127.0.0.1", upstream.port), TIMEOUT_S), server_hostname="127.0.0.1"
+            )
+            for _ in range(2)
+        )
+        for number, sock in enumerate((leaving, staying)):
+            sock.sendall(b"GET /v2/ HTTP/1.1\r\n\r\n")
+            upstream.wait_for(lambda number=number: len(upstream.requests) > number)  # type: ignore[misc]
+        leaving.close()
+        upstream.wait_for(lambda: upstream.requests[0].ended is not None)
+        upstream.stop()
+        assert b"" == staying.recv(1)
+        staying.close()
+    assert [True, False] == [request.left_early for request in upstream.requests]

@@ -70,6 +70,16 @@ def read_to_end(sock: socket.socket) -> Raw:
     return Raw(head, body, reset)
 
 
+def receive(sock: socket.socket, length: int) -> bytes:
+    """So many octets, whatever they are."""
+    taken = b""
+    while len(taken) < length:
+        piece = sock.recv(length - len(taken))
+        assert piece, "the connection ended"
+        taken += piece
+    return taken
+
+
 def read_exactly(sock: socket.socket, length: int) -> bytes:
     """So many octets of a body, behind the head."""
     taken = b""
