@@ -63,6 +63,18 @@ def test_a_cut_body_has_exactly_so_many_octets(upstream: UpstreamServer, after: 
     assert [(after, False)] == [(one.bytes_sent, one.left_early) for one in upstream.requests]
 
 
+def test_a_cut_loses_nothing_before_it_even_if_the_client_has_sent_more(upstream: UpstreamServer) -> None:
+    """Octets that the server has not read would make a RST of its FIN, and the kernel drop what it has not sent."""
+    upstream.faults = (Stall(10), Cut(60_000))
+    sock = send(upstream.port, BLOB, "GET", KEEP, window=4096)
+    read_exactly(sock, 10)
+    sock.sendall(b"GET /v2/ HTTP/1.1\r\n\r\n")
+    upstream.faults = ()
+    upstream.wait_idle()
+    raw = read_to_end(sock)
+    assert (LAYER[10:60_000], False) == (raw.head, raw.reset)
+
+
 @pytest.mark.parametrize("rst", [False, True])
 def test_a_cut_before_the_head_sends_nothing(upstream: UpstreamServer, rst: bool) -> None:
     """The connection ends without an octet."""

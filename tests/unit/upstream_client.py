@@ -49,9 +49,15 @@ def get(port: int, path: str, method: str = "GET", body: bytes | None = None, **
         connection.close()
 
 
-def send(port: int, path: str, method: str = "GET", connection: str = "close", *headers: str) -> socket.socket:
-    """A connection with one request on it, nothing read."""
-    sock = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+def send(
+    port: int, path: str, method: str = "GET", connection: str = "close", *headers: str, window: int | None = None
+) -> socket.socket:
+    """A connection with one request on it, nothing read; ``window`` bytes are what our kernel takes at once."""
+    sock = socket.socket()
+    sock.settimeout(TIMEOUT_S)
+    if window is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+    sock.connect(("127.0.0.1", port))
     lines = [f"{method} {path} HTTP/1.1", "Host: upstream", f"Connection: {connection}", *headers, "", ""]
     sock.sendall("\r\n".join(lines).encode())
     return sock
