@@ -47,7 +47,9 @@ def parse_target(url: str) -> Target:
     """Take an absolute URL apart; raises UpstreamInvalid."""
     shown = ascii(url.partition("?")[0][:200])
     if len(url) > URL_LENGTH_MAX or any(not "!" <= character <= "~" for character in url) or "\\" in url:
-        raise UpstreamInvalid(f"the upstream sends us to {shown}, which is too long or holds characters that no URL has")
+        raise UpstreamInvalid(
+            f"the upstream sends us to {shown}, which is too long or holds characters that no URL has"
+        )
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").lower().rstrip("."), parts.port
@@ -55,7 +57,7 @@ def parse_target(url: str) -> Target:
         raise UpstreamInvalid(f"the upstream sends us to {shown}, which is no URL") from None
     if parts.scheme not in _PORTS or not host or "@" in parts.netloc or "%" in host or port == 0:
         raise UpstreamInvalid(f"the upstream sends us to {shown}; only http and https URLs without a user are followed")
-    return Target(parts._replace(fragment="").geturl(), parts.scheme, host, _PORTS[parts.scheme] if not port else port)
+    return Target(parts._replace(fragment="").geturl(), parts.scheme, host, port or _PORTS[parts.scheme])
 
 
 def next_target(current: Target, location: str | None) -> Target:

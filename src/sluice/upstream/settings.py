@@ -39,13 +39,13 @@ class DockerConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ExecHelper:
+class CredentialProgram:
     """A program that speaks the protocol of ``docker-credential-*``; a name for the PATH, or a path."""
 
     program: str
 
 
-CredentialSettings = Anonymous | StaticPassword | PasswordFile | DockerConfig | ExecHelper
+CredentialSettings = Anonymous | StaticPassword | PasswordFile | DockerConfig | CredentialProgram
 
 
 @dataclass(frozen=True, slots=True)
