@@ -178,6 +178,11 @@ def registry_at(
     return RemoteRegistry(UpstreamSettings("test", first, tuple(others), credentials, limits=limits), clock)
 
 
+def always(answer: Answer) -> Script:
+    """The same answer to everything."""
+    return lambda asked: answer
+
+
 def plain(asked: Asked) -> Answer:
     """A registry with one image, which knows ranges."""
     kind, _, name = asked.path.rpartition("/")

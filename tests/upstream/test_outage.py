@@ -83,7 +83,7 @@ def test_a_rate_limit_says_when_to_come_back_and_what_is_left() -> None:
     async def story() -> None:
         async with Scripted(lambda asked: Answer(429, quota)) as server:
             registry = registry_at(server)
-            assert registry.rate_limit is None
+            assert [None] == [registry.rate_limit]
             with pytest.raises(UpstreamRateLimited) as caught:
                 await registry.manifest(APP, MANIFEST_DIGEST)
             assert 77 == caught.value.retry_after_s
