@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.exceptions import (
@@ -51,6 +52,7 @@ do not hold up the others."""
 DISCARD_BYTES = 16 << 10
 """A body that nobody wants is read up to here, so that its connection can be used again."""
 DISCARD_S = 1.0
+PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 _TLS_WORDS = ("certificate", "fatal alert", "corrupt message", "handshake", "tls", "no close_notify")
 
 
@@ -249,6 +251,8 @@ def _client(settings: UpstreamSettings, trust: Trust, *, with_identity: bool) ->
     builder = builder.http2(True).http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
     builder = builder.http2_initial_connection_window_size(limits.connections * STREAM_WINDOW_BYTES)
     if settings.proxy is not None:
+        if urlsplit(settings.proxy).scheme not in PROXY_SCHEMES:
+            raise ValueError(f"the proxy is not one of {', '.join(PROXY_SCHEMES)}")
         proxy = ProxyBuilder.all(settings.proxy).no_proxy(",".join(settings.no_proxy) or None)
         builder = builder.proxy(proxy)
     if trust.ca_pem is not None:
