@@ -40,11 +40,13 @@ def ask_program(program: str, server: str) -> Credentials | None:
         watchdog.join()
         _kill(process)  # what it left behind; itself it has ended, or written too much. Only now may its number be free
         code = process.wait()
-    if code == -signal.SIGKILL and len(output) <= PROGRAM_BYTES_MAX:
+    if len(output) > PROGRAM_BYTES_MAX:
+        raise UpstreamUnauthorized(f"credential helper {program} writes more than {PROGRAM_BYTES_MAX} bytes")
+    if code == -signal.SIGKILL:
         raise UpstreamUnauthorized(f"credential helper {program} took longer than {PROGRAM_S:g} s")
     if code != 0 and _NOT_FOUND in output:
         return None
-    if code not in {0, -signal.SIGKILL}:
+    if code != 0:
         raise UpstreamUnauthorized(f"credential helper {program} failed with status {code} for {server}")
     return _parse(program, output)
 
@@ -71,7 +73,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def _parse(program: str, output: bytes) -> Credentials | None:
     try:
-        answer = json.loads(output) if len(output) <= PROGRAM_BYTES_MAX else None
+        answer = json.loads(output)
     except (ValueError, RecursionError):
         answer = None
     name = answer.get("Username") if isinstance(answer, dict) else None
