@@ -315,7 +315,8 @@ class UpstreamInvalid(UpstreamError):
 
 
 class UpstreamLoop(UpstreamError):
-    """The upstream is this very server, directly or through others."""
+    """The upstream is this very server, directly or through others. 508 tells the one before us so, too."""
 
+    status = 508
     temporary = False
     reason = "loop"

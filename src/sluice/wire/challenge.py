@@ -3,13 +3,15 @@
 ``server.access`` builds the challenge that sends a client to the token endpoint; the endpoint parses the scopes that
 the client brings from it. Sources: RFC 9110 section 11.6.1, RFC 6750 section 3 and the "Token Authentication
 Specification" and "Token Scope Documentation" of the Docker registry.
+
+The other way round, ``parse_challenges`` reads what an upstream asks of ourselves.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from sluice.errors import RequestInvalid
 
@@ -23,6 +25,16 @@ _SCOPE = re.compile(
     re.ASCII,
 )
 _UNPRINTABLE = re.compile(r"[^ -~]")
+
+CHALLENGE_LENGTH_MAX = 8 * 1024
+"""Characters of all challenges of one answer together; what follows is not read."""
+_TCHAR = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_PARAMETER = re.compile(rf'({_TCHAR})[ \t]*=[ \t]*(?:({_TCHAR})|"((?:[^"\\]|\\.)*)")[ \t]*(?=,|$)', re.DOTALL)
+_SCHEME = re.compile(rf"({_TCHAR})(?:[ ]+|[ \t]*(?=,|$))")
+_TOKEN68 = re.compile(r"([A-Za-z0-9._~+/-]+=*)[ \t]*(?=,|$)")
+_BETWEEN = re.compile(r"[ \t,]*")
+_REST = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)*', re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +92,56 @@ def _quoted(text: str) -> str:
     """A quoted-string (RFC 9110 section 5.6.4). What it cannot hold becomes ``?``, so that no value ends the header."""
     escaped = _UNPRINTABLE.sub("?", text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One challenge of an answer: ``scheme`` and the parameters' names are lower-case. Challenges with a token
+    instead of parameters (``Negotiate``) have it in ``token``."""
+
+    scheme: str
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    token: str | None = None
+
+
+def parse_challenges(values: Iterable[str]) -> tuple[Challenge, ...]:
+    """Read the values of all ``WWW-Authenticate`` headers, each of which may hold several challenges.
+
+    The grammar is RFC 9110 section 11.6.1. Never raises: what cannot be read is left out, and so is whatever follows
+    after ``CHALLENGE_LENGTH_MAX`` characters. Of a parameter that is there twice the first counts.
+    """
+    found: list[Challenge] = []
+    left = CHALLENGE_LENGTH_MAX
+    for value in values:
+        found += _challenges(value[:left])
+        left -= min(left, len(value))
+    return tuple(found)
+
+
+def _challenges(text: str) -> list[Challenge]:
+    found: list[Challenge] = []
+    parameters: dict[str, str] | None = None  # those of the challenge that is being read
+    position = 0
+    while True:
+        position = _BETWEEN.match(text, position).end()  # type: ignore[union-attr]
+        if position >= len(text):
+            return found
+        parameter = _PARAMETER.match(text, position)
+        if parameter is not None:
+            if parameters is not None:
+                parameters.setdefault(parameter[1].lower(), _parameter_value(parameter))
+            position = parameter.end()
+            continue
+        scheme = _SCHEME.match(text, position)
+        if scheme is None:
+            position = max(_REST.match(text, position).end(), position + 1)  # type: ignore[union-attr]
+            continue
+        position = scheme.end()
+        token = None if _PARAMETER.match(text, position) else _TOKEN68.match(text, position)
+        position = token.end() if token else position
+        parameters = {}
+        found.append(Challenge(scheme[1].lower(), parameters, token[1] if token else None))
+
+
+def _parameter_value(found: re.Match[str]) -> str:
+    return found[2] if found[2] is not None else _ESCAPED.sub(r"\1", found[3])

@@ -2,15 +2,29 @@
 
 Used by the one error boundary, ``server.app``. The body is that of the OCI Distribution Specification 1.1, "Error
 Codes"; the headers come from what the error's class carries, so that a new class needs no change there.
+``parse_errors`` reads an upstream's body.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from sluice.errors import MethodNotAllowed, RangeNotSatisfiable, SluiceError, Unauthorized
 
 Headers = list[tuple[bytes, bytes]]
+
+MESSAGE_LENGTH_MAX = 200
+"""Characters of a foreign message that are repeated."""
+ERRORS_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignError:
+    """One error of an upstream's answer. ``message`` is cut and printable, and may be empty."""
+
+    code: str
+    message: str
 
 
 def render_errors(error: SluiceError) -> bytes:
@@ -41,3 +55,27 @@ def problem_headers(error: SluiceError) -> Headers:
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     return headers
+
+
+def parse_errors(body: bytes) -> tuple[ForeignError, ...]:
+    """The errors in an upstream's body; empty where it is not the specification's JSON. Never raises.
+
+    The body's length is the caller's to limit.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return ()
+    entries = document.get("errors") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        return ()
+    return tuple(
+        ForeignError(_printable(entry["code"]), _printable(entry.get("message")))
+        for entry in entries[:ERRORS_MAX]
+        if isinstance(entry, dict) and isinstance(entry.get("code"), str)
+    )
+
+
+def _printable(text: object) -> str:
+    shown = text[:MESSAGE_LENGTH_MAX] if isinstance(text, str) else ""
+    return "".join(character if character.isprintable() else "?" for character in shown)

@@ -20,6 +20,17 @@ _RANGE = re.compile(r"[ \t]*bytes[ \t]*=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.ASCII
 _CONTENT_RANGE = re.compile(
     r"(?:bytes +)?([0-9]{1,18})-([0-9]{1,18})(?:/(?:\*|([0-9]{1,18})))?", re.ASCII | re.IGNORECASE
 )
+_SERVED = re.compile(r"bytes +(?:([0-9]{1,18})-([0-9]{1,18})|\*)/(?:([0-9]{1,18})|\*)", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedRange:
+    """What a 206 brings, ``first`` to ``last`` inclusive, of ``size`` bytes; None is unknown. In a 416, only ``size``
+    is there."""
+
+    first: int | None
+    last: int | None
+    size: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,17 @@ def parse_content_range(text: str) -> tuple[int, int]:
     if match[3] is not None and last >= int(match[3]):
         raise RequestInvalid(f"Content-Range {text[:80]!r} ends beyond the length that it names itself")
     return first, last
+
+
+def parse_served_range(header: str | None) -> ServedRange | None:
+    """``Content-Range`` of a 206 or 416 (RFC 9110 section 14.4); None where it is missing or contradicts itself."""
+    match = _SERVED.fullmatch((header or "").strip(" \t"))
+    if match is None:
+        return None
+    first, last, size = (None if text is None else int(text) for text in match.groups())
+    if first is not None and last is not None and (last < first or (size is not None and last >= size)):
+        return None
+    return ServedRange(first, last, size)
 
 
 def upload_range(offset: int) -> str:

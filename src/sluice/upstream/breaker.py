@@ -1,0 +1,64 @@
+"""The circuit breaker of one address. PURE: time comes as an argument.
+
+``endpoint`` asks ``allow`` before a request and reports how it ended. After ``FAILURES_TO_OPEN`` failures in a row
+nothing is let through for a while, so that a dead upstream costs nothing; then one probe at a time, less and less
+often.
+
+    closed --failures--> open --delay--> half-open --probe succeeded--> closed
+                          ^                  |
+                          +--- probe failed--+   (with twice the delay)
+"""
+
+from __future__ import annotations
+
+FAILURES_TO_OPEN = 3
+DELAY_S = 1.0
+DELAY_MAX_S = 30.0
+
+
+class Breaker:
+    """``now`` is any clock in seconds that does not run backwards."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._delay_s = DELAY_S
+        self._retry_at: float | None = None
+        self._probing = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are held back, but for probes."""
+        return self._retry_at is not None
+
+    def allow(self, now: float) -> bool:
+        """Whether to send a request. Where it says yes, exactly one of the three below must follow."""
+        if self._retry_at is None:
+            return True
+        if self._probing or now < self._retry_at:
+            return False
+        self._probing = True
+        return True
+
+    def succeeded(self, now: float) -> None:
+        """The upstream answered."""
+        del now
+        self._failures = 0
+        self._delay_s = DELAY_S
+        self._retry_at = None
+        self._probing = False
+
+    def failed(self, now: float) -> None:
+        """The upstream did not answer, or with 5xx."""
+        self._failures += 1
+        if self._retry_at is None:
+            if self._failures >= FAILURES_TO_OPEN:
+                self._retry_at = now + self._delay_s
+        elif self._probing:
+            self._delay_s = min(2 * self._delay_s, DELAY_MAX_S)
+            self._retry_at = now + self._delay_s
+            self._probing = False
+        # Else a straggler from before it opened: it says nothing new.
+
+    def abandoned(self) -> None:
+        """Nobody waited for the answer: the next caller may probe instead."""
+        self._probing = False

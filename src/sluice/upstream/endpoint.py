@@ -1,0 +1,117 @@
+"""One address of an upstream as ``registry`` sees it: requests that are authenticated, tried again and cut short.
+
+The order of the parts: a free connection, then the breaker, then ``auth`` over ``transport``, then ``retry``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+from sluice.errors import (
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamTimeout,
+    UpstreamTlsFailed,
+    UpstreamUnreachable,
+)
+from sluice.upstream.answers import refusal
+from sluice.upstream.auth import Authenticator
+from sluice.upstream.breaker import Breaker
+from sluice.upstream.credentials import CredentialSource
+from sluice.upstream.exchange import Clients, Request, Response
+from sluice.upstream.rate import RateLimit, parse_rate_limit
+from sluice.upstream.retry import retry_delay
+from sluice.upstream.settings import CredentialSettings, UpstreamSettings
+from sluice.upstream.transport import Transport
+from sluice.wire.address import UpstreamAddress
+
+SUCCESSES = frozenset({200, 206})
+
+
+class Endpoint:
+    """``handled``: the statuses that come back as a response beside 200 and 206; all others are errors."""
+
+    def __init__(
+        self,
+        address: UpstreamAddress,
+        settings: UpstreamSettings,
+        credentials: CredentialSettings,
+        clients: Clients,
+        clock: Callable[[], float],
+    ) -> None:
+        self.address = address
+        self.transport = Transport(address, settings, clients)
+        self.breaker = Breaker()
+        self.rate_limit: RateLimit | None = None
+        self._auth = Authenticator(self.transport, CredentialSource(credentials, address, clock), clock)
+        self._limits = settings.limits
+        self._clock = clock
+        self._free = asyncio.Semaphore(settings.limits.connections)
+        self._remembered: UpstreamError | None = None
+
+    async def close(self) -> None:
+        """End what is being fetched; the clients are their owner's to close."""
+        await self._auth.close()
+
+    async def send(self, request: Request, scope: str, handled: frozenset[int] = frozenset()) -> Response:
+        """Send a GET or HEAD; raises an UpstreamError."""
+        await self._acquire()
+        try:
+            response = await self._tried(request, scope, handled)
+        except BaseException:
+            self._free.release()
+            raise
+        response.on_close(self._free.release)
+        return response
+
+    async def _acquire(self) -> None:
+        try:
+            async with asyncio.timeout(self._limits.head_s):
+                await self._free.acquire()
+        except TimeoutError:
+            raise UpstreamTimeout(
+                f"all {self._limits.connections} connections to {self.address} have been in use for"
+                f" {self._limits.head_s:g} s: raise the limit or wait"
+            ) from None
+
+    async def _tried(self, request: Request, scope: str, handled: frozenset[int]) -> Response:
+        attempt = 1
+        while True:
+            try:
+                return await self._attempt(request, scope, handled)
+            except UpstreamError as error:
+                fraction = random.random()
+                delay = retry_delay(error, error.retry_after_s, attempt, fraction, self._limits)
+                if delay is None or self.breaker.is_open:
+                    raise
+            await asyncio.sleep(delay)
+            attempt += 1
+
+    async def _attempt(self, request: Request, scope: str, handled: frozenset[int]) -> Response:
+        """Once, and tell the breaker how it went. It hears of every way out, or a probe would block the next."""
+        if not self.breaker.allow(self._clock()):
+            assert self._remembered is not None
+            raise type(self._remembered)(f"{self._remembered.message} (not asked again yet)")
+        try:
+            response = await self._ask(request, scope, handled)
+        except (UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamFailed) as error:
+            self._remembered = error
+            self.breaker.failed(self._clock())
+            raise
+        except UpstreamError:
+            self.breaker.succeeded(self._clock())  # it answers, if not what we want
+            raise
+        except BaseException:
+            self.breaker.abandoned()
+            raise
+        self.breaker.succeeded(self._clock())
+        return response
+
+    async def _ask(self, request: Request, scope: str, handled: frozenset[int]) -> Response:
+        response = await self._auth.send(request, scope)
+        self.rate_limit = parse_rate_limit(response.headers) or self.rate_limit
+        if response.status not in SUCCESSES | handled:
+            raise await refusal(response, self._limits.error_body_bytes)
+        return response

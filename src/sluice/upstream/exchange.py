@@ -1,0 +1,283 @@
+"""One request and its answer, in our own terms: the only module that knows pyreqwest.
+
+``transport`` sends through ``Clients`` and gets a ``Response``, whose body is read at the reader's speed. Three of the
+library's habits shape this module (0.15):
+
+- It fills a buffer before it shows the head, unless the buffer's limit is 0; a slow body would delay the head.
+- A task that is cancelled while it waits for a head leaves the request running in the library until the server
+  answers. ``pause_s`` (the library's read timeout) ends it; that of a small answer ends after ``head_s + idle_s``.
+- That read timeout also runs while nobody reads, so it has to be long; ``head_s`` and ``idle_s`` are kept here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from pyreqwest.client import Client, ClientBuilder
+from pyreqwest.exceptions import (
+    ConnectError,
+    DecodeError,
+    DetailedPyreqwestError,
+    PyreqwestError,
+)
+from pyreqwest.proxy import ProxyBuilder
+from pyreqwest.request import StreamRequest
+from pyreqwest.response import Response as ForeignResponse
+
+import sluice
+from sluice.errors import (
+    ConfigInvalid,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamInvalid,
+    UpstreamTimeout,
+    UpstreamTlsFailed,
+    UpstreamUnreachable,
+)
+from sluice.upstream.instance import via
+from sluice.upstream.redirect import Target
+from sluice.upstream.settings import UpstreamSettings
+from sluice.upstream.trust import Trust
+
+USER_AGENT = f"sluice/{sluice.__version__}"
+STREAM_WINDOW_BYTES = 2 << 20
+"""What HTTP/2 sends ahead of one reader. The connection's window holds that of every stream, so that readers who pause
+do not hold up the others."""
+DISCARD_BYTES = 16 << 10
+"""A body that nobody wants is read up to here, so that its connection can be used again."""
+DISCARD_S = 1.0
+PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+_TLS_WORDS = ("certificate", "fatal alert", "corrupt message", "handshake", "tls", "no close_notify")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """``authorization`` goes to ``target`` only, never along with a redirect to another host. ``small``: the whole
+    answer must come within ``head_s + idle_s``. ``form`` is a POST's body."""
+
+    method: str
+    target: Target
+    headers: Mapping[str, str] = field(default_factory=dict)
+    authorization: str | None = field(default=None, repr=False)
+    small: bool = True
+    form: Mapping[str, str] | None = field(default=None, repr=False)
+
+
+class Response:
+    """The head of an answer, and its body for as long as it is open. ``target`` is who answered, after redirects."""
+
+    def __init__(self, request: StreamRequest, response: ForeignResponse, target: Target, idle_s: float) -> None:
+        self._request: StreamRequest | None = request
+        self._response = response
+        self._idle_s = idle_s
+        self._rest = memoryview(b"")
+        self._on_close: list[Callable[[], None]] = []
+        self.status = response.status
+        self.target = target
+
+    def header(self, name: str) -> str | None:
+        """The first value."""
+        return self._response.get_header(name)
+
+    def headers(self, name: str) -> list[str]:
+        """All values."""
+        return self._response.get_header_all(name)
+
+    @property
+    def length(self) -> int | None:
+        """``Content-Length`` in bytes, None where there is none; the library keeps the body to it."""
+        text = self.header("content-length") or ""
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+    def on_close(self, action: Callable[[], None]) -> None:
+        """Have ``action`` called once when the body is done with."""
+        if self._request is None:
+            action()
+        else:
+            self._on_close.append(action)
+
+    async def read(self, limit: int) -> bytes:
+        """The next bytes as they come, up to ``limit``; empty at the end of the body.
+
+        Raises UpstreamTimeout or UpstreamFailed; then, and where it is cancelled, the response is closed.
+        """
+        while not self._rest:
+            if self._request is None:
+                return b""
+            chunk = await self._next_chunk()
+            if chunk is None:
+                self.close()
+                return b""
+            self._rest = memoryview(chunk)
+        piece, self._rest = self._rest[:limit], self._rest[limit:]
+        return bytes(piece)
+
+    async def _next_chunk(self) -> bytes | None:
+        try:
+            async with asyncio.timeout(self._idle_s):
+                chunk = await self._response.body_reader.read_chunk()
+        except TimeoutError:
+            self.close()
+            raise UpstreamTimeout(
+                f"{self.target.shown} sent nothing for {self._idle_s:g} s in the middle of a body"
+            ) from None
+        except PyreqwestError as error:
+            self.close()
+            raise _body_error(error, self.target) from None
+        except BaseException:
+            self.close()  # a chunk may have been lost
+            raise
+        return None if chunk is None else chunk.to_bytes()
+
+    async def whole(self, limit: int) -> bytes:
+        """The whole body, then closed; raises UpstreamInvalid where it has more than ``limit`` bytes."""
+        pieces, held = [], 0
+        with self:
+            while piece := await self.read(limit + 1 - held):
+                pieces.append(piece)
+                held += len(piece)
+                if held > limit:
+                    raise UpstreamInvalid(f"{self.target.shown} answers with more than {limit} bytes")
+        return b"".join(pieces)
+
+    async def start(self, limit: int) -> bytes:
+        """Up to ``limit`` bytes of the body, then closed: for messages. Never raises an UpstreamError."""
+        pieces, held = [], 0
+        with self:
+            try:
+                while held < limit and (piece := await self.read(limit - held)):
+                    pieces.append(piece)
+                    held += len(piece)
+            except UpstreamError:
+                pass
+        return b"".join(pieces)
+
+    async def discard(self) -> None:
+        """Close, keeping the connection where little is left of the body and comes at once."""
+        try:
+            async with asyncio.timeout(DISCARD_S):
+                await self.start(DISCARD_BYTES)
+        except TimeoutError:
+            self.close()
+
+    def close(self) -> None:
+        """End the transfer where it goes on still; idempotent."""
+        request, self._request = self._request, None
+        if request is None:
+            return
+        self._rest = memoryview(b"")
+        leaving = request.__aexit__(None, None, None)
+        try:
+            leaving.send(None)  # it ends the transfer at once, without waiting for anything
+        except (StopIteration, PyreqwestError):
+            pass
+        finally:
+            leaving.close()
+        for action in self._on_close:
+            action()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Clients:
+    """The library's clients for one upstream and its mirrors: connections, trust, proxy.
+
+    The client certificate is shown to the upstream's own addresses only, so there may be two of them.
+    """
+
+    def __init__(self, settings: UpstreamSettings, trust: Trust) -> None:
+        self._limits = settings.limits
+        try:
+            self._own = _client(settings, trust, with_identity=True)
+            self._other = _client(settings, trust, with_identity=False) if trust.identity_pem else self._own
+        except (PyreqwestError, ValueError) as error:
+            raise ConfigInvalid(
+                f"upstream {settings.name}: its CA, client certificate or proxy cannot be used: {_reason(error)}"
+            ) from None
+
+    async def send(self, request: Request, *, own: bool) -> Response:
+        """Send and wait for the head; raises UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamInvalid.
+
+        ``own``: whether the target is the upstream itself, so that it may see the client certificate.
+        """
+        limits, shown = self._limits, request.target.shown
+        try:
+            prepared = self._prepared(request, self._own if own else self._other)
+            async with asyncio.timeout(limits.head_s):
+                response = await prepared.__aenter__()
+        except TimeoutError as error:
+            connecting = "(Connect)" in str(error)
+            passed = f"connect within {limits.connect_s:g} s" if connecting else f"answer within {limits.head_s:g} s"
+            raise UpstreamTimeout(f"{shown} did not {passed}") from None
+        except PyreqwestError as error:
+            raise _head_error(error, shown) from None
+        return Response(prepared, response, request.target, limits.idle_s)
+
+    def _prepared(self, request: Request, client: Client) -> StreamRequest:
+        builder = client.request(request.method, request.target.url).streamed_read_buffer_limit(0)
+        builder = builder.headers({"Accept-Encoding": "identity", "Via": via(), **request.headers})
+        if request.authorization is not None:
+            builder = builder.header("Authorization", request.authorization, is_sensitive=True)
+        if request.form is not None:
+            builder = builder.form(list(request.form.items()))
+        if request.small:
+            builder = builder.timeout(timedelta(seconds=self._limits.head_s + self._limits.idle_s))
+        return builder.build_streamed()
+
+    async def close(self) -> None:
+        """End all transfers and connections."""
+        await self._own.close()
+        await self._other.close()
+
+
+def _client(settings: UpstreamSettings, trust: Trust, *, with_identity: bool) -> Client:
+    limits = settings.limits
+    builder = ClientBuilder().follow_redirects(False).referer(False).default_cookie_store(False)
+    builder = builder.gzip(False).brotli(False).zstd(False).deflate(False).user_agent(USER_AGENT).no_proxy()
+    builder = builder.connect_timeout(timedelta(seconds=limits.connect_s))
+    builder = builder.read_timeout(timedelta(seconds=limits.pause_s))
+    builder = builder.http2(True).http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
+    builder = builder.http2_initial_connection_window_size(limits.connections * STREAM_WINDOW_BYTES)
+    if settings.proxy is not None:
+        if urlsplit(settings.proxy).scheme not in PROXY_SCHEMES:
+            raise ValueError(f"the proxy is not one of {', '.join(PROXY_SCHEMES)}")
+        proxy = ProxyBuilder.all(settings.proxy).no_proxy(",".join(settings.no_proxy) or None)
+        builder = builder.proxy(proxy)
+    if trust.ca_pem is not None:
+        builder = builder.add_root_certificate_pem(trust.ca_pem)
+    if with_identity and trust.identity_pem is not None:
+        builder = builder.identity_pem(trust.identity_pem)
+    return builder.build()
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause's text: the outer ones only repeat the URL."""
+    causes = (error.details.get("causes") or []) if isinstance(error, DetailedPyreqwestError) else []
+    return causes[-1]["message"] if causes else str(error.args[0] if error.args else error)
+
+
+def _head_error(error: PyreqwestError, shown: str) -> UpstreamError:
+    reason = _reason(error)
+    if isinstance(error, ConnectError):
+        if any(word in reason.lower() for word in _TLS_WORDS):
+            return UpstreamTlsFailed(f"TLS with {shown} failed: {reason}")
+        return UpstreamUnreachable(f"{shown} cannot be reached: {reason}")
+    if isinstance(error, DecodeError):
+        return UpstreamInvalid(f"{shown} answers with what is not HTTP: {reason}")
+    return UpstreamUnreachable(f"{shown} cannot be asked: {reason}")
+
+
+def _body_error(error: PyreqwestError, target: Target) -> UpstreamError:
+    return UpstreamFailed(f"{target.shown} broke off in the middle of a body: {_reason(error)}")

@@ -1,0 +1,1 @@
+"""The client for remote registries, against real servers on loopback."""
