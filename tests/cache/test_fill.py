@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sized
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from cache.scripted import APP, OTHER, POLICY, Body, Cache, caching, read_all, until
+from cache.scripted import APP, POLICY, Body, Cache, caching, read_all, until
 from sluice.cache.answers import Kind
 from sluice.cache.fill import WITHHELD_BYTES, Fill
 from sluice.errors import (
     BlobUnknown,
     StoreDamaged,
-    Unavailable,
     UpstreamFailed,
     UpstreamInvalid,
     UpstreamTimeout,
     UpstreamUnauthorized,
 )
 from sluice.oci.digest import Digest
-from sluice.oci.reference import Repository
 
 DATA = os.urandom(3_000_000)
 SMALL = os.urandom(50_000)
@@ -262,6 +259,10 @@ async def test_a_small_blob_is_verified_before_its_head(tmp_path: Path) -> None:
         assert await read_all(await opening) == SMALL
 
 
+def _stands_at(fill: Fill, position: int) -> bool:
+    return fill.position == position
+
+
 async def test_the_last_chunk_waits_for_the_digest(tmp_path: Path) -> None:
     """With all bytes there but not yet durable, readers have all but ``WITHHELD_BYTES``, of a known size or not."""
     async with caching(tmp_path) as cache:
@@ -307,80 +308,6 @@ async def test_a_reader_far_ahead_goes_past(tmp_path: Path) -> None:
         assert ahead.provenance.kind is Kind.BYPASS
         assert await read_all(ahead.value, start=2_000_000) == DATA[2_000_001:]
         assert await kept(cache, cold) == DATA[1:]
-
-
-async def test_fills_are_limited_and_wait_in_order(tmp_path: Path) -> None:
-    """``fills_max`` run, ``queue_max`` wait for their turn in the order in which they came, and more are refused."""
-    async with caching(tmp_path, replace(POLICY, fills_max=2, queue_max=3)) as cache:
-        gates = [asyncio.Event() for _ in range(5)]
-        blobs = [bytes([number]) * 10 for number in range(6)]
-        digests = [
-            cache.upstream.add_blob(data, Body(head=gate)) for data, gate in zip(blobs, [*gates, gates[0]], strict=True)
-        ]
-        opening = []
-        for digest in digests[:5]:
-            opening.append(asyncio.create_task(cache.pull.open_blob(APP, digest)))
-            await until(partial(_counts, cache.fills, len(opening)))
-        with pytest.raises(Unavailable, match="2 blobs are being fetched and 3 more wait"):
-            await cache.pull.open_blob(APP, digests[5])
-        await until(lambda: cache.counters.fills_active == 2)
-        assert cache.counters.fills_queued == 3
-        for number, gate in enumerate(gates):
-            await until(partial(_counts, cache.upstream.offsets, min(number + 2, 5)))
-            gate.set()
-            assert await read_all(await opening[number]) == blobs[number]
-
-
-def _stands_at(fill: Fill, position: int) -> bool:
-    return fill.position == position
-
-
-def _counts(things: Sized, number: int) -> bool:
-    return len(things) == number
-
-
-async def test_everybody_who_waited_may_read_it(tmp_path: Path) -> None:
-    """A blob that several repositories waited for is readable in all of them, and in no other: there the upstream of
-    that repository is asked first, once."""
-    async with caching(tmp_path) as cache:
-        gate = asyncio.Event()
-        digest = cache.upstream.add_blob(DATA, Body(stop_at=1000, gate=gate), Body())
-        first = await cache.pull.open_blob(APP, digest)
-        second = await cache.pull.fetch_blob(OTHER, digest)
-        assert (Kind.JOINED, 2) == (second.provenance.kind, cache.upstream.asked["open"])
-        gate.set()
-        assert await read_all(first) == DATA == await read_all(second.value)
-        await cache.idle()
-        for repository in (APP, OTHER):
-            assert await read_all(await cache.store.open_blob(repository, digest)) == DATA
-        stranger = Repository("team/stranger")
-        with pytest.raises(BlobUnknown):
-            await cache.store.open_blob(stranger, digest)
-        taken = cache.upstream.blobs.pop(digest)
-        with pytest.raises(BlobUnknown):
-            await cache.pull.open_blob(stranger, digest)
-        cache.upstream.blobs[digest] = taken
-        cache.clock.now += POLICY.negative_s
-        asked, sent = cache.upstream.asked["open"], cache.upstream.sent_bytes
-        assert await read_all(await cache.pull.open_blob(stranger, digest)) == DATA
-        assert (asked + 1, sent) == (cache.upstream.asked["open"], cache.upstream.sent_bytes)
-
-
-async def test_one_repositorys_upstream_does_not_fail_another(tmp_path: Path) -> None:
-    """Who joined a fill that another repository's upstream fails is served by a fill of its own."""
-    async with caching(tmp_path) as cache:
-        head = asyncio.Event()
-        refusing = Body(head=head, refuse=UpstreamUnauthorized("not for you"))
-        digest = cache.upstream.add_blob(DATA, refusing, Body())
-        first = asyncio.create_task(cache.pull.open_blob(APP, digest))
-        await until(lambda: cache.upstream.offsets)
-        second = asyncio.create_task(cache.pull.open_blob(OTHER, digest))
-        await until(lambda: len(cache.upstream.offsets) == 2)
-        await asyncio.sleep(0.02)
-        head.set()
-        with pytest.raises(UpstreamUnauthorized):
-            await first
-        assert await read_all(await second) == DATA
 
 
 @pytest.mark.parametrize("harm", ["vanished", "short"])

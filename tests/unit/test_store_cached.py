@@ -69,6 +69,21 @@ def test_a_spool_is_read_while_it_grows(tmp_path: Path, ending: str) -> None:
     with_store(tmp_path, work)
 
 
+def test_a_spool_does_not_outlive_its_process(tmp_path: Path) -> None:
+    """What a process left of a spool is gone when the next one opens the store; a client's session stays."""
+
+    async def leave(store: LocalStore) -> None:
+        await (await store.begin_spool(APP, "sha256")).write([DATA])
+        await store.uploads.start(APP, "sha256")
+        assert store.uploads.count == 2
+
+    async def find(store: LocalStore) -> None:
+        assert (1, 1) == (store.uploads.count, len(os.listdir(store.paths.uploads)))
+
+    with_store(tmp_path, leave)
+    with_store(tmp_path, find)
+
+
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 def test_a_spool_is_committed_in_several_repositories(tmp_path: Path, algorithm: str) -> None:
     """One commit makes a blob readable in all repositories that it names, and in no other."""

@@ -46,7 +46,7 @@ CHUNK_BYTES_MAX = 512 << 10
 FAST_CHUNK_S, SLOW_CHUNK_S = 0.02, 0.2  # readers see whole chunks: larger ones only while they come fast
 PAUSE_S_MAX = 5.0
 REHASH_BYTES = 1 << 20
-REFUSED_MAX = 10_000  # digests whose bytes were wrong
+WRONG_MAX = 10_000  # (repository, digest) whose bytes were wrong
 
 _log = logging.getLogger(__name__)
 
@@ -297,7 +297,7 @@ class Fills:
         self._slots = asyncio.Semaphore(policy.fills_max)  # first come, first served
         self._fills: dict[Digest, Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._wrong: Recent[Digest, SluiceError] = Recent(REFUSED_MAX, policy.negative_s, clock)
+        self._wrong: Recent[tuple[Repository, Digest], SluiceError] = Recent(WRONG_MAX, policy.negative_s, clock)
         self._active = 0
         self._closed = False
 
@@ -318,7 +318,7 @@ class Fills:
         if running is not None:
             running.join(repository)
             return running
-        wrong = self._wrong.get(digest)
+        wrong = self._wrong.get((repository, digest))
         if wrong is not None:
             raise again(wrong)
         if self._closed:
@@ -366,7 +366,7 @@ class Fills:
             return
         self.counters.fills_failed += 1
         if isinstance(fill.error, UpstreamInvalid):
-            self._wrong.put(fill.digest, fill.error)
+            self._wrong.put((fill.repositories[0], fill.digest), fill.error)
 
     def _gauge(self) -> None:
         self.counters.fills_active = self._active

@@ -37,7 +37,7 @@ from sluice.store.reserve import Reserve
 from sluice.store.settings import StoreSettings
 from sluice.store.threads import submit
 from sluice.store.touches import Key, Touches, flush
-from sluice.store.uploads import LocalBlobWriter, LocalUploads
+from sluice.store.uploads import SPOOL_PREFIX, LocalBlobWriter, LocalUploads
 
 T = TypeVar("T")
 
@@ -156,8 +156,10 @@ class LocalStore:
     # Beyond the contracts
 
     async def begin_spool(self, repository: Repository, algorithm: str) -> LocalBlobWriter:
-        """``begin_blob`` for content that is read while it comes in, and is hashed with ``algorithm`` on its way."""
-        return LocalBlobWriter(self.uploads, repository, await self.uploads.start(repository, algorithm))
+        """``begin_blob`` for content that is read while it comes in, and is hashed with ``algorithm`` on its way. What a
+        process leaves of one, the next one drops."""
+        session = await self.uploads.start(repository, algorithm, SPOOL_PREFIX)
+        return LocalBlobWriter(self.uploads, repository, session)
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
         """What ``open_blob`` would open; raises BlobUnknown, also for a blob whose file is missing or of the wrong

@@ -35,6 +35,7 @@ T = TypeVar("T")
 Publish = Callable[[Path, Sequence[Repository], Digest, int, bool], Descriptor]
 """``(file, repositories, digest, size, replace)``: make the file content and link it in the repositories. Blocks."""
 
+SPOOL_PREFIX = "spool-"
 BATCH_BYTES = 256 << 10
 BATCH_CHUNKS_MAX = 1024  # IOV_MAX of Linux: buffers in one writev
 
@@ -75,6 +76,8 @@ class LocalUploads:
         self._writers: Executor | None = None
         self._committers: Executor | None = None
         self._readers: Executor | None = None
+        for path in directory.glob(SPOOL_PREFIX + "*"):
+            path.unlink()  # whoever filled it ended with the process before this one
         self._sessions: dict[str, _Session | None] = {
             path.name.removesuffix(NOTE_SUFFIX): None for path in directory.iterdir() if path.suffix == NOTE_SUFFIX
         }
@@ -88,14 +91,15 @@ class LocalUploads:
         """Open sessions."""
         return len(self._sessions)
 
-    async def start(self, repository: Repository, algorithm: str) -> str:
-        """Open a session; raises TooManyUploads, StorageFull or DigestInvalid (unknown algorithm)."""
+    async def start(self, repository: Repository, algorithm: str, prefix: str = "") -> str:
+        """Open a session; raises TooManyUploads, StorageFull or DigestInvalid (unknown algorithm). With the prefix
+        ``SPOOL_PREFIX`` it is this process's own, and does not outlive it."""
         if algorithm not in HEX_LENGTH:
             raise DigestInvalid(f"digest-algorithm {algorithm[:40]!r} is unknown: use one of {', '.join(HEX_LENGTH)}")
         if self.count >= self._limit:
             raise TooManyUploads(f"limits.uploads is {self._limit} and as many are open: finish or cancel one, or wait")
         self._reserve.check()
-        identifier = secrets.token_hex(16)
+        identifier = prefix + secrets.token_hex(16)
         note = Note(repository, algorithm, self._clock())
         session = _Session(note, SessionFile(self._directory / identifier, algorithm, self._reserve), note.started_at)
         self._sessions[identifier] = session  # counted before the wait, so that the limit holds
