@@ -141,7 +141,8 @@ def test_every_byte_is_the_content(size: int, script: list[Body], visits: list[V
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, deadline=None, suppress_health_check=SLOW)
+@pytest.mark.timeout(1200)
+@settings(max_examples=500, deadline=None, suppress_health_check=SLOW)
 @given(*ARGUMENTS)
 def test_every_byte_is_the_content_at_length(
     size: int, script: list[Body], visits: list[Visit], policy: object

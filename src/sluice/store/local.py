@@ -156,8 +156,8 @@ class LocalStore:
     # Beyond the contracts
 
     async def begin_spool(self, repository: Repository, algorithm: str) -> LocalBlobWriter:
-        """``begin_blob`` for content that is read while it comes in, and is hashed with ``algorithm`` on its way. What a
-        process leaves of one, the next one drops."""
+        """``begin_blob`` for content that is read while it comes in, and is hashed with ``algorithm`` on its way. What
+        a process leaves of one, the next one drops."""
         session = await self.uploads.start(repository, algorithm, SPOOL_PREFIX)
         return LocalBlobWriter(self.uploads, repository, session)
 
