@@ -77,6 +77,8 @@ class Response:
         self._response = response
         self._idle_s = idle_s
         self._rest = memoryview(b"")
+        self._ended = False
+        self._deadline: asyncio.Timeout | None = None
         self._on_close: list[Callable[[], None]] = []
         self.status = response.status
         self.target = target
@@ -109,9 +111,12 @@ class Response:
         """
         while not self._rest:
             if self._request is None:
-                return b""
+                if self._ended:
+                    return b""
+                raise UpstreamFailed(f"the transfer from {self.target.shown} has been closed")
             chunk = await self._next_chunk()
             if chunk is None:
+                self._ended = True
                 self.close()
                 return b""
             if 0 < len(chunk) <= limit:
@@ -121,10 +126,17 @@ class Response:
         return bytes(piece)
 
     async def _next_chunk(self) -> bytes | None:
+        deadline = asyncio.timeout(self._idle_s)
         try:
-            async with asyncio.timeout(self._idle_s):
-                chunk = await self._response.body_reader.read_chunk()
+            async with deadline:
+                self._deadline = deadline
+                try:
+                    chunk = await self._response.body_reader.read_chunk()
+                finally:
+                    self._deadline = None
         except TimeoutError:
+            if self._request is None:
+                raise UpstreamFailed(f"the transfer from {self.target.shown} has been closed") from None
             self.close()
             raise UpstreamTimeout(
                 f"{self.target.shown} sent nothing for {self._idle_s:g} s in the middle of a body"
@@ -174,6 +186,8 @@ class Response:
         if request is None:
             return
         self._rest = memoryview(b"")
+        if self._deadline is not None:
+            self._deadline.reschedule(0)  # the library would let a read that is under way wait on
         leaving = request.__aexit__(None, None, None)
         try:
             leaving.send(None)  # it ends the transfer at once, without waiting for anything
@@ -203,6 +217,7 @@ class Clients:
 
     def __init__(self, settings: UpstreamSettings, trust: Trust) -> None:
         self._limits = settings.limits
+        self._open: set[Response] = set()
         kinds = [(own, small) for own in (True, False) for small in (True, False)]
         try:
             self._clients = {(own, small): _client(settings, trust, own=own, small=small) for own, small in kinds}
@@ -227,7 +242,10 @@ class Clients:
             raise UpstreamTimeout(f"{shown} did not {passed}") from None
         except PyreqwestError as error:
             raise _head_error(error, shown) from None
-        return Response(prepared, response, request.target, limits.idle_s)
+        answer = Response(prepared, response, request.target, limits.idle_s)
+        self._open.add(answer)
+        answer.on_close(lambda: self._open.discard(answer))
+        return answer
 
     def _prepared(self, request: Request, client: Client) -> StreamRequest:
         builder = client.request(request.method, request.target.url).streamed_read_buffer_limit(0)
@@ -241,7 +259,9 @@ class Clients:
         return builder.build_streamed()
 
     async def close(self) -> None:
-        """End all transfers and connections."""
+        """End all transfers and connections: the library would let them go on."""
+        for response in list(self._open):
+            response.close()
         for client in self._clients.values():
             await client.close()
 
