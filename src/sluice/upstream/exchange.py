@@ -84,12 +84,15 @@ class Response:
         self.target = target
 
     def header(self, name: str) -> str | None:
-        """The first value."""
-        return self._response.get_header(name)
+        """The first value; None where there is none in ASCII."""
+        return next(iter(self.headers(name)), None)
 
     def headers(self, name: str) -> list[str]:
-        """All values."""
-        return self._response.get_header_all(name)
+        """All values; none where one of them is not ASCII, which the library refuses to show."""
+        try:
+            return self._response.get_header_all(name)
+        except ValueError:
+            return []
 
     @property
     def length(self) -> int | None:
@@ -234,6 +237,9 @@ class Clients:
         limits, shown = self._limits, request.target.shown
         try:
             prepared = self._prepared(request, self._clients[own, request.small])
+        except (PyreqwestError, ValueError) as error:
+            raise UpstreamInvalid(f"{shown} is no URL that could be asked: {_reason(error)}") from None
+        try:
             async with asyncio.timeout(limits.head_s):
                 response = await prepared.__aenter__()
         except TimeoutError as error:
