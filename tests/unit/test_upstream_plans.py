@@ -273,8 +273,10 @@ def test_we_know_ourselves() -> None:
     """Anywhere in a chain, and through what a request brought; a long chain is cut."""
     assert not is_own("1.1 sluice-0123456789abcdef, 1.1 varnish")
     assert is_own(f"1.1 varnish, 1.1 sluice-{instance_id()}")
-    token = RECEIVED_VIA.set("x" * 10_000)
+    token = RECEIVED_VIA.set("x" * 10_000 + "\r\n\xe9")
     try:
+        assert via().isprintable()
+        assert via().isascii()
         assert VIA_LENGTH_MAX + 40 > len(via())
         assert is_own(via())
     finally:

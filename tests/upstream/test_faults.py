@@ -242,3 +242,36 @@ def test_what_is_not_http_is_an_upstream_error(said: bytes) -> None:
         server.close()
 
     asyncio.run(story())
+
+
+def test_headers_that_are_not_ascii_are_not_there() -> None:
+    """Whatever stands in them: the answer is judged by the rest."""
+    strange = dict.fromkeys(("Docker-Content-Digest", "Content-Type", "Retry-After", "Link", "X-Other"), "caf\xe9 \xff")
+
+    async def story() -> None:
+        async with Scripted(always(Answer(200, strange, MANIFEST))) as server:
+            registry = registry_at(server)
+            assert MANIFEST == (await registry.manifest(APP, MANIFEST_DIGEST)).raw
+            for status, headers in ((401, {"WWW-Authenticate": "\xe9"}), (302, {"Location": "http://\xe9/"})):
+                server.script = always(Answer(status, {**strange, **headers}))
+                with pytest.raises(UpstreamError):
+                    await registry.manifest(APP, MANIFEST_DIGEST)
+            await registry.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    "host", ["xn--a", "a_b", "-", "..", "1.2.3.4.5", "0x7f.1", "%31", "a" * 300, "[v1.x]", "[::1%25lo]"]
+)
+def test_strange_hosts_in_redirects_are_upstream_errors(host: str) -> None:
+    """No foreign exception leaves, whoever refuses them."""
+
+    async def story() -> None:
+        async with Scripted(always(Answer(302, {"Location": f"http://{host}:9/"}))) as server:
+            registry = registry_at(server, limits=QUICK)
+            with pytest.raises(UpstreamError):
+                await registry.manifest(APP, MANIFEST_DIGEST)
+            await registry.close()
+
+    asyncio.run(story())

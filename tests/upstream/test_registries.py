@@ -247,7 +247,7 @@ def test_sluice_refuses_strangers(guarded: SluiceServer, credentials: Credential
 
 
 def test_paused_readers_do_not_hold_up_others(guarded: SluiceServer) -> None:
-    """Over one HTTP/2 connection: forty that have begun and stopped, and one that reads to its end."""
+    """Forty that have begun and stopped, and one that reads to its end; then the forty go on."""
 
     async def story() -> None:
         registry = of_sluice(guarded, StaticPassword("reader", "secret"))

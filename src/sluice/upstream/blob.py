@@ -6,6 +6,7 @@ Whoever reads slowly slows the upstream down: no more is taken from it than is a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -91,7 +92,7 @@ class RemoteBlob:
         self._opened: Opened | None = opened
         self._reopen = reopen
         self._position = opened.position
-        self._held: list[bytes] = []
+        self._held: deque[bytes] = deque()
         self._held_bytes = 0
         self._closed = False
         self._size = opened.size
@@ -193,13 +194,18 @@ class RemoteBlob:
         return UpstreamInvalid(f"the body goes on after byte {end}, where it should end")
 
     def _take(self, limit: int) -> bytes:
-        if self._held_bytes <= limit:
-            data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
-            self._held.clear()
-        else:
-            everything = memoryview(b"".join(self._held))
-            data = bytes(everything[:limit])
-            self._held[:] = [bytes(everything[limit:])]
+        """Up to ``limit`` bytes of what is held; copied once, and not at all where a piece fits."""
+        taken: list[bytes] = []
+        left = limit
+        while self._held and left:
+            piece = self._held[0]
+            if len(piece) <= left:
+                taken.append(self._held.popleft())
+            else:
+                taken.append(piece[:left])
+                self._held[0] = piece[left:]
+            left -= len(taken[-1])
+        data = taken[0] if len(taken) == 1 else b"".join(taken)
         self._held_bytes -= len(data)
         self._position += len(data)
         return data

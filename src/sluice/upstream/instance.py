@@ -7,6 +7,7 @@ server sets it, and tasks inherit it, so that a circle through several caches is
 
 from __future__ import annotations
 
+import re
 import secrets
 from contextvars import ContextVar
 
@@ -15,6 +16,7 @@ VIA_LENGTH_MAX = 2048
 
 RECEIVED_VIA: ContextVar[str] = ContextVar("received_via", default="")
 
+_UNPRINTABLE = re.compile(r"[^ -~]")
 _INSTANCE = secrets.token_hex(8)
 
 
@@ -31,5 +33,5 @@ def is_own(via: str) -> bool:
 def via() -> str:
     """The header's value for a request that is sent now."""
     own = f"1.1 sluice-{_INSTANCE}"
-    received = RECEIVED_VIA.get()[-VIA_LENGTH_MAX:]
+    received = _UNPRINTABLE.sub("?", RECEIVED_VIA.get()[-VIA_LENGTH_MAX:])
     return f"{received}, {own}" if received else own
