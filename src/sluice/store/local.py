@@ -45,6 +45,7 @@ __all__ = ["LocalStore", "StoreSettings", "TagEvent", "Totals"]
 FLUSH_INTERVAL_S = 1.0
 EXPIRE_INTERVAL_S = 300.0
 WRITE_THREADS = 4
+HASH_THREADS = 2
 COMMIT_THREADS = 16  # commits that share one fsync of the index
 BLOB_READ_THREADS = 8
 
@@ -69,9 +70,10 @@ class LocalStore:
         self._reserve = Reserve(paths.data, settings.reserve_bytes)
         self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="sluice-write")
         self._committers = ThreadPoolExecutor(COMMIT_THREADS, thread_name_prefix="sluice-commit")
+        self._hashers = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="sluice-hash")
         self._readers = ThreadPoolExecutor(BLOB_READ_THREADS, thread_name_prefix="sluice-read")
         self.uploads = LocalUploads(paths.uploads, self._reserve, self._publish_blob, settings.uploads_max, clock)
-        self.uploads.use(self._writers, self._committers)
+        self.uploads.use(self._writers, self._committers, self._hashers)
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -274,7 +276,7 @@ class LocalStore:
                 _log.warning("background work failed, next try in %s s: %s", interval_s, error)
 
     def _shut(self) -> None:
-        for executor in (self._writers, self._committers, self._readers):
+        for executor in (self._writers, self._committers, self._hashers, self._readers):
             executor.shutdown()
         self.index.close()
         self._lock.release()

@@ -1,8 +1,9 @@
 """Resumable upload sessions of the local store: the asyncio half; ``store.session`` writes the bytes.
 
-A request's body is gathered into batches; while a worker thread writes and hashes one batch, the next one is received
-(two batches in memory for each upload, never more). Whatever ends a body, a disconnect included, the bytes that came
-are written, so that the client resumes where it really stands.
+A request's body is gathered into batches; while one batch is received, a worker thread writes the one before it and
+another hashes the one before that: three batches in memory for each upload, never more, and smaller ones the more
+uploads there are. Whatever ends a body, a disconnect included, the bytes that came are written, so that the client
+resumes where it really stands.
 
 Jobs of one session form a chain: each waits for the one before it. A job that a cancelled request left behind thereby
 still ends before anything else touches the file.
@@ -32,7 +33,12 @@ T = TypeVar("T")
 Publish = Callable[[Path, Repository, Digest, int], Descriptor]
 """``(file, repository, digest, size)``: make the file content and link it in the repository. Blocks."""
 
-BATCH_BYTES = 256 << 10
+UPLOADS_BYTES = 4 << 20
+"""Memory for the batches of all uploads together, as long as they are fewer than
+``UPLOADS_BYTES / BATCHES / BATCH_BYTES_MIN``."""
+BATCHES = 3
+BATCH_BYTES_MAX = 256 << 10
+BATCH_BYTES_MIN = 64 << 10
 BATCH_CHUNKS_MAX = 1024  # IOV_MAX of Linux: buffers in one writev
 
 
@@ -71,13 +77,15 @@ class LocalUploads:
         self._clock = clock
         self._writers: Executor | None = None
         self._committers: Executor | None = None
+        self._hashers: Executor | None = None
+        self._receiving = 0
         self._sessions: dict[str, _Session | None] = {
             path.name.removesuffix(NOTE_SUFFIX): None for path in directory.iterdir() if path.suffix == NOTE_SUFFIX
         }
 
-    def use(self, writers: Executor, committers: Executor) -> None:
-        """Where to run: short writes, and commits, which wait for the disk."""
-        self._writers, self._committers = writers, committers
+    def use(self, writers: Executor, committers: Executor, hashers: Executor) -> None:
+        """Where to run: short writes, commits, which wait for the disk, and hashing, which waits for nothing."""
+        self._writers, self._committers, self._hashers = writers, committers, hashers
 
     @property
     def count(self) -> int:
@@ -93,7 +101,7 @@ class LocalUploads:
         self._reserve.check()
         identifier = secrets.token_hex(16)
         note = Note(repository, algorithm, self._clock())
-        session = _Session(note, SessionFile(self._directory / identifier, algorithm, self._reserve), note.started_at)
+        session = _Session(note, self._file(identifier, algorithm), note.started_at)
         self._sessions[identifier] = session  # counted before the wait, so that the limit holds
         try:
             await self._run(self._writers, session, lambda: note.save(self._note_path(identifier)))
@@ -177,16 +185,18 @@ class LocalUploads:
         """Batch and write ``body``; one batch is written while the next one comes in."""
         batch: list[bytes] = []
         size = 0
+        self._receiving += 1
         try:
             async for chunk in body:
                 batch.append(chunk)
                 size += len(chunk)
-                if size >= BATCH_BYTES or len(batch) == BATCH_CHUNKS_MAX:
+                if size >= self._batch_bytes() or len(batch) == BATCH_CHUNKS_MAX:
                     if session.last is not None:
                         await _uninterrupted(session.last)
                     self._chain(self._writers, session, _write(session.file, batch))
                     batch, size = [], 0
         finally:
+            self._receiving -= 1
             await _uninterrupted(self._chain(self._writers, session, _write_and_close(session.file, batch)))
 
     async def _find(self, repository: Repository, identifier: str) -> _Session:
@@ -216,9 +226,17 @@ class LocalUploads:
         note = Note.load(self._note_path(identifier))
         if note is None:
             return None
-        file = SessionFile(self._directory / identifier, note.algorithm, self._reserve)
+        file = self._file(identifier, note.algorithm)
         newest = file.path if file.offset else self._note_path(identifier)
         return _Session(note, file, newest.stat().st_mtime)
+
+    def _file(self, identifier: str, algorithm: str) -> SessionFile:
+        return SessionFile(self._directory / identifier, algorithm, self._reserve, self._hashers)
+
+    def _batch_bytes(self) -> int:
+        """How much to gather before it is written: a share of what all uploads may hold."""
+        share = UPLOADS_BYTES // (BATCHES * max(self._receiving, 1))
+        return max(BATCH_BYTES_MIN, min(BATCH_BYTES_MAX, share))
 
     async def _ready(self, session: _Session, identifier: str) -> None:
         """Call with the lock held: nothing runs on the session any more, and it is still there."""
