@@ -123,8 +123,8 @@ def false_offset() -> None:
     """An upload from before a restart claims to have more bytes than it has."""
     begin = SessionFile.__init__
 
-    def begin_generously(self: SessionFile, path: Path, algorithm: str, reserve: Any) -> None:
-        begin(self, path, algorithm, reserve)
+    def begin_generously(self: SessionFile, path: Path, *rest: Any) -> None:
+        begin(self, path, *rest)
         self.offset = -(-self.offset // OFFSET_STEP) * OFFSET_STEP
 
     replace(SessionFile, "__init__", begin_generously)

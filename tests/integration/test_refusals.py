@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 
 import pytest
@@ -12,7 +13,7 @@ from sluice.testing.server import SluiceServer
 
 BODY_BYTES = 24 << 20  # more than sockets hold between them
 SENT_FIRST_BYTES = 1 << 20
-PATIENCE_S = 5.0  # a refusal that waits for the body's end would take LINGER_S
+PATIENCE_S = 30.0  # far less than limits.body_idle_s, after which a stalled body is given up
 NOWHERE = "/v2/app/blobs/uploads/" + "0" * 32
 
 REFUSED = {
@@ -42,12 +43,11 @@ def test_a_client_that_sends_all_before_it_reads_hears_it(
     registry: SluiceServer, rude: RegistryClient, method: str, path: str, status: int, code: str
 ) -> None:
     """The whole body can be sent, the error comes back, and the connection is announced to end."""
-    connection = rude.connect()
-    begin(connection, method, path)
-    for _ in range(BODY_BYTES >> 20):
-        connection.send(bytes(1 << 20))
-    found = answer(connection)
-    connection.close()
+    with contextlib.closing(rude.connect()) as connection:
+        begin(connection, method, path)
+        for _ in range(BODY_BYTES >> 20):
+            connection.send(bytes(1 << 20))
+        found = answer(connection)
     assert (status, [code]) == outcome(found)
     assert found.headers["connection"] == "close"
 
@@ -57,22 +57,20 @@ def test_a_client_that_listens_while_it_sends_hears_it_at_once(
     registry: SluiceServer, method: str, path: str, status: int, code: str
 ) -> None:
     """The error is there while most of the body is not."""
-    connection = RegistryClient(registry, timeout_s=PATIENCE_S).connect()
-    begin(connection, method, path)
-    connection.send(bytes(SENT_FIRST_BYTES))
-    found = answer(connection)
-    connection.close()
+    with contextlib.closing(RegistryClient(registry, timeout_s=PATIENCE_S).connect()) as connection:
+        begin(connection, method, path)
+        connection.send(bytes(SENT_FIRST_BYTES))
+        found = answer(connection)
     assert (status, [code]) == outcome(found)
 
 
 def test_a_small_refused_body_does_not_cost_the_connection(registry: SluiceServer, rude: RegistryClient) -> None:
     """What is refused with a small body is answered on a connection that stays."""
-    connection = rude.connect()
-    connection.request("PATCH", NOWHERE, b"x" * 1000)
-    first = answer(connection)
-    kept = connection.sock
-    connection.request("GET", "/v2/")
-    second = answer(connection)
-    assert (404, 200) == (first.status, second.status)
-    assert connection.sock is kept
-    connection.close()
+    with contextlib.closing(rude.connect()) as connection:
+        connection.request("PATCH", NOWHERE, b"x" * 1000)
+        first = answer(connection)
+        kept = connection.sock
+        connection.request("GET", "/v2/")
+        second = answer(connection)
+        assert (404, 200) == (first.status, second.status)
+        assert connection.sock is kept

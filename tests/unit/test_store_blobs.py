@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 from sluice.errors import NameUnknown, StorageFull, StoreDamaged
 from sluice.oci.digest import Digest
 from sluice.store import blobs as module
-from sluice.store.blobs import Contents
+from sluice.store.blobs import NEAR_BYTES, Contents, LocalBlob
 from sluice.store.changes import hold_content
 from sluice.store.index import Index
 from sluice.store.paths import Paths, prepare
@@ -220,20 +221,40 @@ def test_the_event_loop_never_waits_for_the_disk(files: Files, monkeypatch: pyte
     """Where a read may have to wait, it is done in a reader thread, and gives the same bytes; what is in the page cache
     is read at once."""
     files.publish()
-    blob = files.contents.open(DIGEST, len(DATA), files.readers)
     threads: list[int] = []
-    pread = blob._pread
 
-    def watched(offset: int, length: int) -> bytes:
-        threads.append(threading.get_ident())
-        return pread(offset, length)
+    def watch(blob: LocalBlob) -> None:
+        pread = blob._pread
 
-    blob._pread = watched  # type: ignore[method-assign]
-    asyncio.run(blob.read(0, 10))
-    monkeypatch.setattr(module, "_NOWAIT", 0)  # a system that cannot say whether a page is cached
-    assert asyncio.run(blob.read(1, 9_000)) == DATA[1:9_001]
-    blob.close()
+        def watched(offset: int, length: int) -> bytes:
+            threads.append(threading.get_ident())
+            return pread(offset, length)
+
+        blob._pread = watched  # type: ignore[method-assign]
+
+    for flags in (module._NOWAIT, 0):  # 0: a system that cannot say whether a page is cached
+        monkeypatch.setattr(module, "_NOWAIT", flags)
+        blob = files.contents.open(DIGEST, len(DATA), files.readers)
+        watch(blob)
+        assert asyncio.run(blob.read(1, 9_000)) == DATA[1:9_001]
+        blob.close()
     assert [thread == threading.get_ident() for thread in threads] == [True, False]
+
+
+def test_what_was_dropped_from_the_page_cache_is_asked_about_again(files: Files) -> None:
+    """What lies within a stretch that was found in the page cache is read at once, what lies beyond is looked up, and
+    both give the bytes."""
+    data = random.Random(7).randbytes(3 * NEAR_BYTES + 11)
+    digest = Digest.of(data)
+    files.paths.content(digest).write_bytes(data)
+    blob = files.contents.open(digest, len(data), files.readers)
+    assert blob._is_near(0, 1000)
+    assert (blob._near_from, blob._near_to) == (0, NEAR_BYTES)
+    assert asyncio.run(blob.read(NEAR_BYTES - 10, 20)) == data[NEAR_BYTES - 10 : NEAR_BYTES + 10]
+    assert (blob._near_from, blob._near_to) == (NEAR_BYTES - 10, 2 * NEAR_BYTES - 10)
+    assert asyncio.run(blob.read(3 * NEAR_BYTES, 11)) == data[-11:]
+    assert (blob._near_from, blob._near_to) == (3 * NEAR_BYTES, len(data))
+    blob.close()
 
 
 def test_closing_waits_for_reads_in_threads(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,11 @@ from sluice.oci.digest import Digest
 from sluice.oci.reference import Repository
 from sluice.store.local import LocalStore
 from sluice.store.settings import StoreSettings
-from sluice.store.uploads import BATCH_BYTES, BATCH_CHUNKS_MAX
+from sluice.store.uploads import BATCH_BYTES_MAX, BATCH_CHUNKS_MAX
 from sluice.testing.content import body, new_repository
 
 REPOSITORY = Repository("team/app")
-DATA = secrets.token_bytes(5 * BATCH_BYTES + 17)
+DATA = secrets.token_bytes(5 * BATCH_BYTES_MAX + 17)
 
 
 class Clock:
@@ -166,7 +166,7 @@ def test_stale_sessions_expire(tmp_path: Path) -> None:
     with_store(tmp_path, work, clock)
 
 
-@pytest.mark.parametrize("limit", [2 * BATCH_BYTES, 2 * BATCH_BYTES + 1, 3 * BATCH_BYTES - 1])
+@pytest.mark.parametrize("limit", [2 * BATCH_BYTES_MAX, 2 * BATCH_BYTES_MAX + 1, 3 * BATCH_BYTES_MAX - 1])
 def test_a_full_disk_leaves_a_true_offset(limit: int, tmp_path: Path) -> None:
     """Cut off inside a batch, the upload stands at the last whole one; with room again it goes on to the right blob."""
 

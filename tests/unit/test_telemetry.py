@@ -39,17 +39,16 @@ def test_gauges_are_read_at_each_scrape() -> None:
     assert [1.0, 2.0] == [samples(metrics)["sluice_store_bytes", ()] for _ in range(2)]
 
 
-entries = st.builds(
-    Access,
-    at=st.floats(0, 4e9),
-    method=st.sampled_from(["GET", "PUT"]),
-    path=st.binary(max_size=80),
-    status=st.integers(100, 599),
-    sent=st.integers(0, 1 << 40),
-    seconds=st.floats(0, 1e6),
-    client=st.just("127.0.0.1"),
-    user=st.text(max_size=40),
-    agent=st.binary(max_size=80),
+entries: st.SearchStrategy[Access] = st.tuples(
+    st.floats(0, 4e9),
+    st.sampled_from(["GET", "PUT"]),
+    st.binary(max_size=80),
+    st.integers(100, 599),
+    st.integers(0, 1 << 40),
+    st.floats(0, 1e6),
+    st.just("127.0.0.1"),
+    st.text(max_size=40),
+    st.binary(max_size=80),
 )
 
 
@@ -59,8 +58,9 @@ def test_every_request_is_one_line_of_json(entry: Access) -> None:
     text = _access_json(entry)
     assert 1 == text.count("\n")
     parsed = json.loads(text)
-    expected = (entry.status, entry.sent, entry.path.decode("latin-1"), entry.user)
-    assert expected == (parsed["status"], parsed["bytes"], parsed["path"], parsed["user"])
+    _, method, path, status, sent, _, client, user, agent = entry
+    expected = [method, path.decode("latin-1"), status, sent, client, user, agent.decode("latin-1")]
+    assert expected == [parsed[name] for name in ("method", "path", "status", "bytes", "client", "user", "agent")]
 
 
 @given(entries)

@@ -14,7 +14,7 @@ from sluice.errors import SluiceError
 from sluice.oci.digest import Digest
 from sluice.oci.reference import Repository
 from sluice.store.blobs import LocalBlob
-from sluice.store.uploads import LocalBlobWriter
+from sluice.store.writer import LocalBlobWriter
 
 
 class Spool:

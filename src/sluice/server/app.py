@@ -18,7 +18,6 @@ from sluice.server.blobs import Streams
 from sluice.server.exchange import ClientGone, Exchange, Receive, Scope, Send
 from sluice.server.hot import HotManifest
 from sluice.server.registry import Registry
-from sluice.telemetry import Access as AccessEntry
 from sluice.wire.problem import problem_headers, render_errors
 from sluice.wire.route import Kind, Route, check_method, parse_route
 
@@ -51,6 +50,7 @@ class Application:
         self.busy: dict[tuple[str, int], int] = {}
         self._sever = sever
         self._hot = registry.hot.get
+        self._log = registry.access_log
         self._served = {method: registry.metrics.series("manifest", method, 200) for method in PULL_METHODS}
         self._handlers: dict[tuple[Kind, str], tuple[Handler, Action | None]] = {
             (Kind.BASE, "GET"): (base, None),
@@ -90,7 +90,10 @@ class Application:
                     condition = value
             principal = self.certified or self.registry.access.cached(authorization)
             if condition is None and principal is not None and self._may_have(principal, scope["method"], hot):
-                await self._answer_hot(scope, send, hot, (began, principal.name, agent))
+                sent = hot.size if scope["method"] == "GET" else 0
+                await send(hot.start)
+                await send(hot.body if sent else NO_BODY)
+                self._count_hot(scope, sent, (began, principal.name, agent))
                 return
         await self._answer(scope, receive, send, began)
 
@@ -100,17 +103,13 @@ class Application:
             return False
         return method == "GET" or not principal.allows(Action.PUSH, hot.repository)
 
-    async def _answer_hot(self, scope: Scope, send: Send, hot: HotManifest, who: tuple[float, str, bytes]) -> None:
-        method = scope["method"]
-        sent = hot.size if method == "GET" else 0
-        await send(hot.start)
-        await send(hot.body if sent else NO_BODY)
-        began, name, agent = who
+    def _count_hot(self, scope: Scope, sent: int, who: tuple[float, str, bytes]) -> None:
+        method, (began, name, agent) = scope["method"], who
         seconds = time.perf_counter() - began
         self._served[method].observe(seconds, sent)
-        if self.registry.access_log.enabled:
-            self.registry.access_log.record(
-                AccessEntry(time.time(), method, scope["raw_path"], 200, sent, seconds, scope["client"][0], name, agent)
+        if self._log.enabled:
+            self._log.record(
+                (time.time(), method, scope["raw_path"], 200, sent, seconds, scope["client"][0], name, agent)
             )
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, began: float) -> None:
@@ -126,16 +125,14 @@ class Application:
                 del self.busy[peer]
             seconds = time.perf_counter() - began
             self.registry.metrics.series(operation, _known(x.method), x.status).observe(seconds, x.sent)
-            if self.registry.access_log.enabled:
+            if self._log.enabled:
                 self._record(x, seconds)
 
     def _record(self, x: Exchange, seconds: float) -> None:
         name = x.principal.name if hasattr(x, "principal") else "-"
         client = x.scope["client"][0] if x.scope.get("client") else "-"
         agent = x.header(b"user-agent") or b""
-        self.registry.access_log.record(
-            AccessEntry(time.time(), x.method, x.scope["raw_path"], x.status, x.sent, seconds, client, name, agent)
-        )
+        self._log.record((time.time(), x.method, x.scope["raw_path"], x.status, x.sent, seconds, client, name, agent))
 
     async def _guarded(self, x: Exchange) -> str:
         """Dispatch; every error ends here. Returns the operation's name for the metrics."""

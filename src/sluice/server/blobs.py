@@ -24,7 +24,7 @@ from sluice.wire.ranges import ByteRange, content_range, parse_range, resolve
 log = logging.getLogger("sluice.server")
 
 SLICE_BYTES_MAX = 128 * 1024
-SLICE_BYTES_MIN = 32 * 1024
+SLICE_BYTES_MIN = 16 * 1024
 SLICES_TO_GROW = 8
 SLICES_IN_FLIGHT = 6  # four in the server library's queue, one being sent, one being read
 OCTETS = (b"content-type", b"application/octet-stream")

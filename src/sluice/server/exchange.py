@@ -30,6 +30,7 @@ SMALL_BODY_S = 1.0
 LINGER_BYTES = 64 * 1024 * 1024
 """How much of a refused body is read away so that the refusal arrives."""
 LINGER_S = 10.0
+LINGER_IDLE_S = 1.0
 
 
 class ClientGone(Exception):
@@ -138,25 +139,26 @@ class Exchange:
     async def refuse(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole response to a request whose body may not have been read.
 
-        A small body is read away first, and the connection stays. Behind a large one the answer goes out at once, and
-        what the client still sends is read away afterwards, within bounds: closing a socket that has unread bytes
-        resets it, and the reset can overtake the answer (RFC 9112 section 9.6).
+        A small body is read away first, and the connection stays. Before a large one the answer goes out at once but
+        for its last byte, and what the client still sends is read away, within bounds: closing a socket that has unread
+        bytes resets it, and the reset can overtake the answer (RFC 9112 section 9.6). The last byte waits because the
+        server library closes as soon as the answer is whole.
         """
         if self.body_ended or self.method in {"GET", "HEAD"} or not self._framed():
             await self.respond(status, headers, body)
             return
         waits = self.header(b"expect") is not None  # for 100 Continue (RFC 9110 section 10.1.1), which it will not get
         if not waits and self._is_small():
-            await self._discard(SMALL_BODY_BYTES, SMALL_BODY_S)
+            await self._discard(SMALL_BODY_BYTES, SMALL_BODY_S, SMALL_BODY_S)
         if not self.body_ended and self._is_http1():
             headers = [*headers, (b"connection", b"close")]
         if self.body_ended or waits:
             await self.respond(status, headers, body)
             return
         await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
-        await self.send(body, more=True)
-        await self._discard(LINGER_BYTES, LINGER_S)
-        await self.send(b"", more=False)
+        await self.send(body[:-1], more=True)
+        await self._discard(LINGER_BYTES, LINGER_S, LINGER_IDLE_S)
+        await self.send(body[-1:], more=False)
 
     def _is_http1(self) -> bool:
         return bool(self.scope["http_version"].startswith("1"))
@@ -172,8 +174,9 @@ class Exchange:
         except SizeInvalid:
             return False
 
-    async def _discard(self, limit: int, within_s: float) -> None:
-        """Read the body away: up to its end, ``limit`` bytes, or ``within_s`` seconds."""
+    async def _discard(self, limit: int, within_s: float, idle_s: float) -> None:
+        """Read the body away: up to its end, ``limit`` bytes, ``within_s`` seconds, or ``idle_s`` without a byte."""
+        self.idle_s = idle_s
         try:
             async with asyncio.timeout(within_s):
                 async for data in self.body():

@@ -33,6 +33,7 @@ from sluice.store.threads import submit
 T = TypeVar("T")
 
 LOCK_STRIPES = 1024
+NEAR_BYTES = 1 << 20
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux 4.14; without it every read goes to a thread
 
 _log = logging.getLogger(__name__)
@@ -155,6 +156,7 @@ class LocalBlob:
         self._size = size
         self._readers = readers
         self._lock = threading.Lock()
+        self._near_from = self._near_to = 0  # found in the page cache
         self._reading = 0  # reads that a thread does or will do
         self._closed = False
 
@@ -173,13 +175,24 @@ class LocalBlob:
             raise StoreDamaged(f"blob {self._name} was read after it was closed")
         if length <= 0:
             return b""
-        if _cached(self._descriptor, offset, length):
+        if self._is_near(offset, length):
             return self._pread(offset, length)
         with self._lock:
             future = submit(self._readers, self._pread, offset, length)
             self._reading += 1
         future.add_done_callback(self._finished)
         return await asyncio.wrap_future(future)
+
+    def _is_near(self, offset: int, length: int) -> bool:
+        """Whether the page cache has the stretch. Where it has both ends of the next ``NEAR_BYTES`` too, the reads that
+        follow are not asked about: what lies between is there, or was dropped just now and costs one short wait."""
+        if offset >= self._near_from and offset + length <= self._near_to:
+            return True
+        ahead = length if self._size is None else min(max(length, NEAR_BYTES), self._size - offset)
+        if _cached(self._descriptor, offset, ahead):
+            self._near_from, self._near_to = offset, offset + ahead
+            return offset + length <= self._near_to
+        return _cached(self._descriptor, offset, length)
 
     def close(self) -> None:
         """Release the descriptor; idempotent. A read that was cancelled may still run in its thread: the descriptor
@@ -216,7 +229,7 @@ class LocalBlob:
 
 def _cached(descriptor: int, offset: int, length: int) -> bool:
     """Whether both ends of the stretch are in the page cache: read-ahead fills what lies between."""
-    if not _NOWAIT:
+    if not _NOWAIT or length <= 0:
         return False
     probe = bytearray(1)
     try:

@@ -37,7 +37,8 @@ from sluice.store.reserve import Reserve
 from sluice.store.settings import StoreSettings
 from sluice.store.threads import submit
 from sluice.store.touches import Key, Touches, flush
-from sluice.store.uploads import SPOOL_PREFIX, LocalBlobWriter, LocalUploads
+from sluice.store.uploads import SPOOL_PREFIX, LocalUploads
+from sluice.store.writer import LocalBlobWriter
 
 T = TypeVar("T")
 
@@ -46,6 +47,7 @@ __all__ = ["CachedTag", "LocalStore", "Standing", "StoreSettings", "TagEvent", "
 FLUSH_INTERVAL_S = 1.0
 EXPIRE_INTERVAL_S = 300.0
 WRITE_THREADS = 4
+HASH_THREADS = 2
 COMMIT_THREADS = 16  # commits that share one fsync of the index
 BLOB_READ_THREADS = 8
 
@@ -70,9 +72,10 @@ class LocalStore:
         self._reserve = Reserve(paths.data, settings.reserve_bytes)
         self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="sluice-write")
         self._committers = ThreadPoolExecutor(COMMIT_THREADS, thread_name_prefix="sluice-commit")
+        self._hashers = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="sluice-hash")
         self._readers = ThreadPoolExecutor(BLOB_READ_THREADS, thread_name_prefix="sluice-read")
         self.uploads = LocalUploads(paths.uploads, self._reserve, self._publish_blob, settings.uploads_max, clock)
-        self.uploads.use(self._writers, self._committers, self._readers)
+        self.uploads.use(self._writers, self._committers, self._hashers, self._readers)
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -345,7 +348,7 @@ class LocalStore:
                 _log.warning("background work failed, next try in %s s: %s", interval_s, error)
 
     def _shut(self) -> None:
-        for executor in (self._writers, self._committers, self._readers):
+        for executor in (self._writers, self._committers, self._hashers, self._readers):
             executor.shutdown()
         self.index.close()
         self._lock.release()

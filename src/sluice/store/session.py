@@ -1,8 +1,8 @@
 """One upload session's bytes on the disk: the blocking half of ``store.uploads``.
 
-A ``SessionFile`` is used by one worker thread at a time, in the order in which the jobs were handed out. Bytes are
-hashed in the same call that writes them, while they are hot in the processor's cache. ``offset`` counts bytes that are
-in the file and nothing else: after an error it is still the truth.
+A ``SessionFile`` is used by one worker thread at a time, in the order in which the jobs were handed out. Written bytes
+are hashed by another thread while the next ones are received and written. ``offset`` counts bytes that are in the file
+and nothing else: after an error it is still the truth.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from sluice.oci.reference import Repository
 from sluice.store.pace import WRITEBACK_BYTES, drop_cache, start_writeback
 from sluice.store.paths import FILE_MODE
 from sluice.store.reserve import Reserve, refused
+from sluice.store.threads import submit
 
 REHASH_CHUNK_BYTES = 1 << 20
+HASH_BESIDE_BYTES = 64 << 10  # hashing as much takes longer than waking a thread for it
 NOTE_SUFFIX = ".json"
 
 
@@ -58,7 +61,8 @@ class Note:
 class SessionFile:
     """The growing file at ``path``; it exists from the first byte on."""
 
-    def __init__(self, path: Path, algorithm: str, reserve: Reserve) -> None:
+    def __init__(self, path: Path, algorithm: str, reserve: Reserve, hashers: Executor | None = None) -> None:
+        """``hashers``: threads that hash; None hashes where it is written."""
         self.path = path
         self._algorithm = algorithm
         self._reserve = reserve
@@ -70,6 +74,8 @@ class SessionFile:
             self.offset = 0
         # Bytes from before a restart went through a hasher that is gone: the file is read again at the commit.
         self._hasher: Hasher | None = hashlib.new(algorithm) if self.offset == 0 else None
+        self._hashers = hashers
+        self._hashing: Future[None] | None = None
 
     def write(self, batch: Sequence[bytes]) -> int:
         """Append ``batch`` and return the new offset; all of it or, with StorageFull or Unavailable, nothing of it."""
@@ -87,9 +93,7 @@ class SessionFile:
             self.close()
             raise
         self.offset += size
-        if self._hasher is not None:
-            for chunk in batch:
-                self._hasher.update(chunk)
+        self._hash(batch, size)
         self._pace()
         return self.offset
 
@@ -101,6 +105,7 @@ class SessionFile:
         """
         try:
             self._trim()
+            self._await_hashing()
             if self._hasher is not None and algorithm == self._algorithm:
                 return Digest(algorithm, self._hasher.hexdigest())
             return Digest(algorithm, self._rehash(algorithm))
@@ -133,6 +138,21 @@ class SessionFile:
         while written < size:
             written += os.pwrite(descriptor, rest[written:], self.offset + written)
 
+    def _hash(self, batch: Sequence[bytes], size: int) -> None:
+        """Take ``batch`` into the digest; what is small is not worth another thread."""
+        self._await_hashing()
+        if self._hasher is None:
+            return
+        if self._hashers is None or size < HASH_BESIDE_BYTES:
+            _update(self._hasher, batch)
+        else:
+            self._hashing = submit(self._hashers, _update, self._hasher, batch)
+
+    def _await_hashing(self) -> None:
+        if self._hashing is not None:
+            self._hashing.result()
+            self._hashing = None
+
     def _cut(self) -> None:
         """Take back what a failed write left behind ``offset``. Where even that fails, the next write covers it or the
         commit trims it; after a restart it counts as received, for it is the beginning of the client's next bytes."""
@@ -163,3 +183,8 @@ class SessionFile:
             position += count
         drop_cache(descriptor, 0, position)
         return hasher.hexdigest()
+
+
+def _update(hasher: Hasher, batch: Sequence[bytes]) -> None:
+    for chunk in batch:
+        hasher.update(chunk)

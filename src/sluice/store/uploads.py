@@ -1,8 +1,9 @@
 """Resumable upload sessions of the local store: the asyncio half; ``store.session`` writes the bytes.
 
-A request's body is gathered into batches; while a worker thread writes and hashes one batch, the next one is received
-(two batches in memory for each upload, never more). Whatever ends a body, a disconnect included, the bytes that came
-are written, so that the client resumes where it really stands.
+A request's body is gathered into batches; while one batch is received, a worker thread writes the one before it and
+another hashes the one before that: three batches in memory for each upload, never more, and smaller ones the more
+uploads there are. Whatever ends a body, a disconnect included, the bytes that came are written, so that the client
+resumes where it really stands.
 
 Jobs of one session form a chain: each waits for the one before it. A job that a cancelled request left behind thereby
 still ends before anything else touches the file.
@@ -36,7 +37,12 @@ Publish = Callable[[Path, Sequence[Repository], Digest, int, bool], Descriptor]
 """``(file, repositories, digest, size, replace)``: make the file content and link it in the repositories. Blocks."""
 
 SPOOL_PREFIX = "spool-"
-BATCH_BYTES = 256 << 10
+UPLOADS_BYTES = 4 << 20
+"""Memory for the batches of all uploads together, as long as they are fewer than
+``UPLOADS_BYTES / BATCHES / BATCH_BYTES_MIN``."""
+BATCHES = 3
+BATCH_BYTES_MAX = 256 << 10
+BATCH_BYTES_MIN = 64 << 10
 BATCH_CHUNKS_MAX = 1024  # IOV_MAX of Linux: buffers in one writev
 
 
@@ -75,16 +81,19 @@ class LocalUploads:
         self._clock = clock
         self._writers: Executor | None = None
         self._committers: Executor | None = None
+        self._hashers: Executor | None = None
         self._readers: Executor | None = None
+        self._receiving = 0
         for path in directory.glob(SPOOL_PREFIX + "*"):
             path.unlink()  # whoever filled it ended with the process before this one
         self._sessions: dict[str, _Session | None] = {
             path.name.removesuffix(NOTE_SUFFIX): None for path in directory.iterdir() if path.suffix == NOTE_SUFFIX
         }
 
-    def use(self, writers: Executor, committers: Executor, readers: Executor | None = None) -> None:
-        """Where to run: short writes, commits, which wait for the disk, and reads of ``tail``."""
-        self._writers, self._committers, self._readers = writers, committers, readers
+    def use(self, writers: Executor, committers: Executor, hashers: Executor, readers: Executor) -> None:
+        """Where to run: short writes, commits, which wait for the disk, hashing, which waits for nothing, and the reads
+        of ``tail``."""
+        self._writers, self._committers, self._hashers, self._readers = writers, committers, hashers, readers
 
     @property
     def count(self) -> int:
@@ -101,7 +110,7 @@ class LocalUploads:
         self._reserve.check()
         identifier = prefix + secrets.token_hex(16)
         note = Note(repository, algorithm, self._clock())
-        session = _Session(note, SessionFile(self._directory / identifier, algorithm, self._reserve), note.started_at)
+        session = _Session(note, self._file(identifier, algorithm), note.started_at)
         self._sessions[identifier] = session  # counted before the wait, so that the limit holds
         try:
             await self._run(self._writers, session, lambda: note.save(self._note_path(identifier)))
@@ -208,16 +217,18 @@ class LocalUploads:
         """Batch and write ``body``; one batch is written while the next one comes in."""
         batch: list[bytes] = []
         size = 0
+        self._receiving += 1
         try:
             async for chunk in body:
                 batch.append(chunk)
                 size += len(chunk)
-                if size >= BATCH_BYTES or len(batch) == BATCH_CHUNKS_MAX:
+                if size >= self._batch_bytes() or len(batch) == BATCH_CHUNKS_MAX:
                     if session.last is not None:
                         await _uninterrupted(session.last)
                     self._chain(self._writers, session, _write(session.file, batch))
                     batch, size = [], 0
         finally:
+            self._receiving -= 1
             await _uninterrupted(self._chain(self._writers, session, _write_and_close(session.file, batch)))
 
     async def _find(self, repository: Repository, identifier: str) -> _Session:
@@ -247,9 +258,17 @@ class LocalUploads:
         note = Note.load(self._note_path(identifier))
         if note is None:
             return None
-        file = SessionFile(self._directory / identifier, note.algorithm, self._reserve)
+        file = self._file(identifier, note.algorithm)
         newest = file.path if file.offset else self._note_path(identifier)
         return _Session(note, file, newest.stat().st_mtime)
+
+    def _file(self, identifier: str, algorithm: str) -> SessionFile:
+        return SessionFile(self._directory / identifier, algorithm, self._reserve, self._hashers)
+
+    def _batch_bytes(self) -> int:
+        """How much to gather before it is written: a share of what all uploads may hold."""
+        share = UPLOADS_BYTES // (BATCHES * max(self._receiving, 1))
+        return max(BATCH_BYTES_MIN, min(BATCH_BYTES_MAX, share))
 
     async def _ready(self, session: _Session, identifier: str) -> None:
         """Call with the lock held: nothing runs on the session any more, and it is still there."""
@@ -317,47 +336,6 @@ class LocalUploads:
 
     def _note_path(self, identifier: str) -> Path:
         return self._directory / (identifier + NOTE_SUFFIX)
-
-
-class LocalBlobWriter:
-    """``BlobWriter`` over one session."""
-
-    def __init__(self, uploads: LocalUploads, repository: Repository, session: str) -> None:
-        self._uploads = uploads
-        self._repository = repository
-        self._session = session
-        self._offset = 0
-
-    @property
-    def offset(self) -> int:
-        """Bytes taken so far."""
-        return self._offset
-
-    async def write(self, data: Sequence[bytes]) -> None:
-        """Append; raises StorageFull. After an error ``offset`` is still the truth."""
-        try:
-            await self._uploads.append_batch(self._repository, self._session, data)
-        finally:
-            with contextlib.suppress(UploadUnknown):
-                self._offset = await self._uploads.offset(self._repository, self._session)
-
-    async def commit(self, digest: Digest) -> Descriptor:
-        """Verify, make durable, publish in the repository; raises DigestInvalid (the content is then dropped)."""
-        return await self._uploads.commit(self._repository, self._session, digest)
-
-    async def commit_in(self, digest: Digest, also: Sequence[Repository], *, replace: bool = False) -> Descriptor:
-        """``commit``, readable in the repositories ``also`` too; ``replace`` what is held and was found damaged."""
-        return await self._uploads.commit(self._repository, self._session, digest, also=also, replace=replace)
-
-    async def tail(self) -> LocalBlob:
-        """The bytes written so far and those to come, for reading; once there is at least one. Stays readable after
-        ``commit`` and ``abort``."""
-        return await self._uploads.tail(self._repository, self._session)
-
-    async def abort(self) -> None:
-        """Drop it; idempotent."""
-        with contextlib.suppress(UploadUnknown):
-            await self._uploads.cancel(self._repository, self._session)
 
 
 def _write(file: SessionFile, batch: Sequence[bytes]) -> Callable[[], int]:
