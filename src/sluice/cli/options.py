@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sluice.config import CONFIG_VARIABLE, LEAVES, Leaf, load_config
+from sluice.config import CONFIG_VARIABLE, LEAVES, ConfigSource, Leaf
 
 Result = TypeVar("Result")
 _METAVARS = {
@@ -25,6 +25,8 @@ _METAVARS = {
     "count": "NUMBER",
     "address": "HOST:PORT",
     "list": "NAME",
+    "upstream": "[SCHEME://]HOST[:PORT][/PATH]",
+    "registries": "NAME[=ADDRESS]",
 }
 _CONFIG = click.option(
     "--config",
@@ -36,8 +38,8 @@ _CONFIG = click.option(
 
 
 def with_settings(command: Callable[..., Result]) -> Callable[..., Result]:
-    """Give a command ``--config`` and one flag for each setting there is; it takes the outcome as ``config``."""
-    return _configured(command, list(LEAVES.values()))
+    """Give a command ``--config`` and one flag for each setting there is; it takes ``source``, to load it from."""
+    return _sourced(command, list(LEAVES.values()))
 
 
 def with_data(command: Callable[..., Result]) -> Callable[..., Result]:
@@ -47,11 +49,19 @@ def with_data(command: Callable[..., Result]) -> Callable[..., Result]:
 
 def _configured(command: Callable[..., Result], leaves: Sequence[Leaf]) -> Callable[..., Result]:
     @wraps(command)
-    def load_first(config_file: Path | None, **given: Any) -> Result:
-        flags = {leaf.key: _plain(given.pop(_parameter(leaf.key))) for leaf in leaves}
-        return command(config=load_config(config_file, os.environ, flags), **given)
+    def load_first(source: ConfigSource, **given: Any) -> Result:
+        return command(config=source.load(), **given)
 
-    decorated: Callable[..., Result] = load_first
+    return _sourced(load_first, leaves)
+
+
+def _sourced(command: Callable[..., Result], leaves: Sequence[Leaf]) -> Callable[..., Result]:
+    @wraps(command)
+    def gather(config_file: Path | None, **given: Any) -> Result:
+        flags = {leaf.key: _plain(given.pop(_parameter(leaf.key))) for leaf in leaves}
+        return command(source=ConfigSource(config_file, dict(os.environ), flags), **given)
+
+    decorated: Callable[..., Result] = gather
     for leaf in reversed(leaves):
         decorated = _option(leaf)(decorated)
     return _CONFIG(decorated)
@@ -59,7 +69,7 @@ def _configured(command: Callable[..., Result], leaves: Sequence[Leaf]) -> Calla
 
 def default_text(leaf: Leaf) -> str:
     """How a default is written in help and manual; empty if there is none."""
-    if leaf.default is None or leaf.default == ():
+    if leaf.default in (None, ()) or leaf.default == {}:
         return ""
     if leaf.kind == "switch":
         return "true" if leaf.default else "false"
@@ -84,7 +94,7 @@ def _option(leaf: Leaf) -> Callable[[Callable[..., Result]], Callable[..., Resul
     if leaf.kind == "switch":
         return click.option(f"{leaf.flag}/--no-{leaf.flag[2:]}", name, default=None, help=text)
     metavar = "|".join(leaf.choices) or _METAVARS[leaf.kind]
-    return click.option(leaf.flag, name, metavar=metavar, multiple=leaf.kind == "list", help=text)
+    return click.option(leaf.flag, name, metavar=metavar, multiple=leaf.kind in {"list", "registries"}, help=text)
 
 
 def _parameter(key: str) -> str:
