@@ -161,6 +161,7 @@ class Application:
         await x.refuse(error.status, [*problem_headers(error), *x.error_headers], render_errors(error))
 
     async def _dispatch(self, x: Exchange) -> None:
+        x.check_head()
         x.route = parse_route(x.scope["raw_path"], x.method)
         check_method(x.route, x.method)
         if x.route.kind is Kind.TOKEN:
