@@ -178,6 +178,13 @@ class BodyTooLarge(SluiceError):
     status = 413
 
 
+class HeadTooLarge(SluiceError):
+    """A request's header fields exceed their named limit (RFC 6585 section 5)."""
+
+    code = "SIZE_INVALID"
+    status = 431
+
+
 class RangeNotSatisfiable(SluiceError):
     """RFC 9110 section 14.4. ``size`` is the whole length in bytes, for ``Content-Range: bytes */size``."""
 

@@ -170,6 +170,7 @@ class Application:
         await x.refuse(error.status, [*problem_headers(error), *x.error_headers], render_errors(error))
 
     async def _dispatch(self, x: Exchange) -> None:
+        x.check_head()
         via = x.text_header(b"via")
         if via is not None:
             _take_via(via)
