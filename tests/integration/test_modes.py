@@ -335,7 +335,7 @@ def test_a_blob_of_unknown_size(site: Open, mode: str) -> None:
     [
         (RateLimited(7), 503, "TOOMANYREQUESTS"),
         (Failing(), 502, "UNAVAILABLE"),
-        (Stall(0), 504, "UNAVAILABLE"),
+        (Stall(), 504, "UNAVAILABLE"),
         (Unauthorized(scheme=Scheme.BASIC), 502, "UNAVAILABLE"),
         (Liar(Lie.HTML), 502, "UNAVAILABLE"),
     ],
@@ -344,7 +344,7 @@ def test_a_blob_of_unknown_size(site: Open, mode: str) -> None:
 def test_what_an_upstream_could_not_answer(site: Open, mode: str, fault: Fault, status: int, code: str) -> None:
     """Is told with a status of its own and a reason, and is never a 404 or a 401; what is known of waiting is passed
     on."""
-    here = site(mode, "--upstream-head-s", "1")
+    here = site(mode, "--upstream-head-s", "1", "--upstream-idle-s", "1")
     here.upstream.faults = [fault]
     answer = here.get("team/app/manifests/v1")
     assert (status, [code]) == (answer.status, answer.codes)
