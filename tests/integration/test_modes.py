@@ -335,7 +335,7 @@ def test_a_blob_of_unknown_size(site: Open, mode: str) -> None:
     [
         (RateLimited(7), 503, "TOOMANYREQUESTS"),
         (Failing(), 502, "UNAVAILABLE"),
-        (Stall(0), 504, "UNAVAILABLE"),
+        (Stall(), 504, "UNAVAILABLE"),
         (Unauthorized(scheme=Scheme.BASIC), 502, "UNAVAILABLE"),
         (Liar(Lie.HTML), 502, "UNAVAILABLE"),
     ],
@@ -344,9 +344,28 @@ def test_a_blob_of_unknown_size(site: Open, mode: str) -> None:
 def test_what_an_upstream_could_not_answer(site: Open, mode: str, fault: Fault, status: int, code: str) -> None:
     """Is told with a status of its own and a reason, and is never a 404 or a 401; what is known of waiting is passed
     on."""
-    here = site(mode, "--upstream-head-s", "1")
+    here = site(mode, "--upstream-head-s", "1", "--upstream-idle-s", "1")
     here.upstream.faults = [fault]
     answer = here.get("team/app/manifests/v1")
     assert (status, [code]) == (answer.status, answer.codes)
     assert ("7" if status == 503 else None) == answer.headers.get("retry-after")
     assert "www-authenticate" not in answer.headers
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["reader stays", "reader left"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_server_that_stops_in_the_middle_leaves_nothing(site: Open, mode: str, stays: bool) -> None:
+    """Whether or not somebody still reads: it ends within its drain, with exit code 0 and no byte of the blob."""
+    here = site(mode, "--limits-drain-s", "1")
+    here.upstream.faults = [Stall(300_000, when=blobs)]
+    connection = here.client.connect()
+    connection.request("GET", f"/v2/team/app/blobs/{here.layer}")
+    response = connection.getresponse()
+    assert LAYER[:200_000] == response.read(200_000)
+    if not stays:
+        connection.close()
+    assert 0 == here.sluice.stop()
+    connection.close()
+    kept = [path for name in ("content", "uploads") for path in (here.sluice.data / name).rglob("*") if path.is_file()]
+    assert [] == kept
+    assert "Traceback" not in here.sluice.log.read_text()
