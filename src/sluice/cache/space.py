@@ -1,7 +1,7 @@
 """The space of a cache: how much it may take, who is let in, and what leaves for it.
 
 A fill asks ``admit`` before its first byte is written, for all of it where the upstream has told its size, and goes on
-asking in steps of ``GRANT_BYTES`` where not. So what is held, what waits to be unlinked and what fills have been
+asking in steps of up to ``GRANT_BYTES`` where not. So what is held, what waits to be unlinked and what fills have been
 granted together stay within ``max_bytes``, and the disk keeps ``storage.reserve_bytes`` free. Whoever cannot be let in,
 because all else is pinned or in use or because it is larger than the whole budget, is passed through and not kept.
 
@@ -18,7 +18,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
-from sluice.cache.answers import CacheCounters
 from sluice.cache.evict import Keep, Wish, plan_eviction, why_kept
 from sluice.errors import ImageKept, SluiceError, StorageFull
 from sluice.store.eviction import (
@@ -89,7 +88,7 @@ class Grant:
     async def reach(self, size: int) -> None:
         """``size`` bytes are going to be written in all; raises StorageFull."""
         if size > self.size:
-            await self._space.extend(self, max(size, self.size + GRANT_BYTES))
+            await self._space.extend(self, max(size, self.size + self._space.step_bytes))
         self.written = size
 
     def release(self) -> None:
@@ -100,15 +99,18 @@ class Grant:
 class Space:
     """The space of one store's cache. For one event loop."""
 
-    def __init__(
-        self, store: LocalStore, settings: SpaceSettings, counters: CacheCounters, reach: Reach | None = None
-    ) -> None:
+    def __init__(self, store: LocalStore, settings: SpaceSettings, reach: Reach | None = None) -> None:
         self.settings = settings
         self._store = store
-        self._counters = counters
         self._reach = reach or Reach()
         self._grants: set[Grant] = set()
         self._lock = asyncio.Lock()
+
+    @property
+    def step_bytes(self) -> int:
+        """By how much a grant grows whose end is not known: little enough not to drive out much for nothing."""
+        most = self.settings.max_bytes // SPARE_PART if self.settings.max_bytes else GRANT_BYTES
+        return min(GRANT_BYTES, most)
 
     @property
     def granted_bytes(self) -> int:
@@ -120,7 +122,7 @@ class Space:
         grant = Grant(self, 0)
         self._grants.add(grant)
         try:
-            await self.extend(grant, min(GRANT_BYTES, self.settings.max_bytes or GRANT_BYTES) if size is None else size)
+            await self.extend(grant, self.step_bytes if size is None else size)
         except BaseException:
             self.forget(grant)
             raise

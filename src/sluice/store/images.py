@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 class HeldImage:
     """A root. ``digests`` are its whole closure, ``held`` what of that the repository has.
 
-    ``used_at``: when somebody last used its manifests, or blobs that are its alone, in seconds since the epoch.
+    ``used_at``: when somebody last used it, or anything that is its alone, in seconds since the epoch.
     ``pushed``: it did not come from an upstream. ``complete``: each manifest that is held has all its blobs, and an
     index at least one of its manifests. ``blob``: it is a blob without a manifest.
     """
@@ -108,7 +108,7 @@ def _images(repository: _Repository, protected: AbstractSet[str]) -> Iterator[He
         for digest, (_, partial) in repository.manifests.items()
         if digest not in named or not partial or repository.tags.get(digest)
     }
-    owners = Counter(blob for _, blobs in closures.values() for blob in blobs)
+    owners = Counter(one for closure in closures.values() for part in closure for one in part)
     for digest, (manifests, blobs) in closures.items():
         yield _image(repository, digest, (manifests, blobs), owners, protected)
     for digest, touched_at in repository.links.items():
@@ -140,7 +140,7 @@ def _image(
     manifests, blobs = closure
     tags = tuple(repository.tags.get(digest, ()))
     links = blobs & repository.links.keys()
-    uses = [repository.manifests[one][0] for one in manifests]
+    uses = [repository.manifests[one][0] for one in manifests if one == digest or owners[one] == 1]
     uses += [repository.links[one] for one in links if owners[one] == 1]
     unheld = {child for parent in manifests for child in repository.children[parent]} - manifests
     return HeldImage(
