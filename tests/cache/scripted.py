@@ -191,12 +191,12 @@ class Cache:
         return self.fills.space
 
     def disk_bytes(self) -> int:
-        """What contents and spools take on the disk."""
-        paths = [*self.store.paths.contents.rglob("*"), *self.store.paths.uploads.glob("*")]
+        """What contents of the upstream's and spools take on the disk."""
+        paths = [self.store.paths.content(digest) for digest in (*self.upstream.blobs, *self.upstream.manifests)]
         total = 0
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError):  # it went just now
-                total += path.stat().st_size if path.is_file() and path.suffix != ".json" else 0
+        for path in (*paths, *self.store.paths.uploads.iterdir()):
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size if path.suffix != ".json" else 0
         return total
 
     @property
@@ -271,7 +271,8 @@ async def caching(
         await cache.pull.close()
         await fills.close()
         await asyncio.sleep(0)
-        left = cache.uploads(), cache.open_files(), asyncio.all_tasks() - before, upstream.open_readers
+        tasks = asyncio.all_tasks() - before - {asyncio.current_task()}
+        left = cache.uploads(), cache.open_files(), tasks, upstream.open_readers
         leases = len(store.leases)
         await store.close()
     assert (([], [], set(), 0), 0) == (left, leases)

@@ -16,14 +16,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Callable, Sequence
 
 from sluice.cache.answers import CacheCounters
 from sluice.cache.flights import again, patiently
 from sluice.cache.policy import CachePolicy, is_far
 from sluice.cache.recent import Recent
-from sluice.cache.sources import Opener
+from sluice.cache.sources import Opener, pause_s
 from sluice.cache.space import Space
 from sluice.cache.spool import Spool, open_spool
 from sluice.errors import (
@@ -45,7 +44,6 @@ WITHHELD_BYTES = 64 << 10
 CHUNK_BYTES_MIN = 16 << 10
 CHUNK_BYTES_MAX = 512 << 10
 FAST_CHUNK_S, SLOW_CHUNK_S = 0.02, 0.2  # readers see whole chunks: larger ones only while they come fast
-PAUSE_S_MAX = 5.0
 REHASH_BYTES = 1 << 20
 WRONG_MAX = 10_000  # (repository, digest) whose bytes were wrong
 
@@ -199,7 +197,7 @@ class Fill:
                     raise first from error
                 _log.info("blob %s stands at byte %d and goes on: %s", self.digest, self.position, error.message)
                 if self._begun and failures % len(line) == 0:
-                    await asyncio.sleep(_pause_s(failures // len(line), self.policy))
+                    await asyncio.sleep(pause_s(failures // len(line), self.policy))
             else:
                 return
 
@@ -395,9 +393,3 @@ def _next_chunk_bytes(chunk: int, took_s: float) -> int:
     if took_s > SLOW_CHUNK_S:
         return CHUNK_BYTES_MIN
     return min(chunk * 2, CHUNK_BYTES_MAX) if took_s < FAST_CHUNK_S else max(chunk // 2, CHUNK_BYTES_MIN)
-
-
-def _pause_s(rounds: int, policy: CachePolicy) -> float:
-    """Doubling with each round of upstream and mirrors, and never the same for two fills that broke off together."""
-    pause_s: float = policy.fill_pause_s * 2 ** (rounds - 1)
-    return min(PAUSE_S_MAX, pause_s) * random.uniform(0.5, 1.0)

@@ -96,6 +96,7 @@ class Application:
                 sent = hot.size if scope["method"] == "GET" else 0
                 await send(hot.start)
                 await send(hot.body if sent else NO_BODY)
+                self.registry.wiring.hot.hit(hot, began)
                 self._count_hot(scope, sent, (began, principal.name, agent))
                 return
         await self._answer(scope, receive, send, began)
@@ -109,7 +110,6 @@ class Application:
     def _count_hot(self, scope: Scope, sent: int, who: tuple[float, str, bytes]) -> None:
         method, (began, name, agent) = scope["method"], who
         seconds = time.perf_counter() - began
-        self.registry.wiring.hot.hits += 1
         self._served[method].observe(seconds, sent)
         if self._log.enabled:
             self._log.record(
