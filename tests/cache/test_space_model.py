@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -254,10 +254,16 @@ class CacheHistory(RuleBasedStateMachine):
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
 
-def check(examples: int, steps: int) -> None:
+def check(examples: int, steps: int, phases: Sequence[Phase] = tuple(Phase)) -> None:
     run_state_machine_as_test(
         CacheHistory,
-        settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=SLOW),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=SLOW,
+            phases=phases,
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import Phase
 
 from cache import test_space, test_space_model
 from sluice.cache import evict, space
@@ -72,7 +73,7 @@ def newest_first(patch: pytest.MonkeyPatch) -> None:
 
 
 async def model(_: Path) -> None:
-    await asyncio.to_thread(test_space_model.check, 30, 20)
+    await asyncio.to_thread(test_space_model.check, 30, 20, [Phase.generate])
 
 
 @pytest.mark.parametrize(

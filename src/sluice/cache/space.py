@@ -106,6 +106,10 @@ class Space:
         self._grants: set[Grant] = set()
         self._lock = asyncio.Lock()
 
+    def use(self, settings: SpaceSettings, reach: Reach) -> None:
+        """Go on with other settings; what was let in stays, until the next sweep."""
+        self.settings, self._reach = settings, reach
+
     @property
     def step_bytes(self) -> int:
         """By how much a grant grows whose end is not known: little enough not to drive out much for nothing."""
