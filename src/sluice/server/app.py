@@ -81,7 +81,8 @@ class Application:
         began = time.perf_counter()
         query = scope["query_string"]
         path = hot_key(scope["raw_path"], query) if query else scope["raw_path"]
-        hot = self.registry.wiring.hot.get(path)
+        memory = self.registry.wiring.hot
+        hot = memory.get(path)
         if hot is not None and began < hot.until and scope["method"] in PULL_METHODS:
             authorization = condition = None
             agent = b""
@@ -97,7 +98,7 @@ class Application:
                 sent = hot.size if scope["method"] == "GET" else 0
                 await send(hot.start)
                 await send(hot.body if sent else NO_BODY)
-                self.registry.wiring.hot.hit(hot, began)
+                memory.hit(hot, began)
                 self._count_hot(scope, sent, (began, principal.name, agent))
                 return
         await self._answer(scope, receive, send, began)
