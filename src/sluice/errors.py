@@ -239,6 +239,13 @@ class StorageFull(SluiceError):
     retry_after_s = 30
 
 
+class ImageKept(SluiceError):
+    """An image cannot be taken out of the cache now: it is pinned, protected, in use or was pushed here."""
+
+    code = "DENIED"
+    status = 409
+
+
 class Unavailable(SluiceError):
     """The server is stopping or cannot serve just now."""
 

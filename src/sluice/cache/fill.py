@@ -16,15 +16,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Callable, Sequence
 
 from sluice.cache.answers import CacheCounters
 from sluice.cache.flights import again, patiently
 from sluice.cache.policy import CachePolicy, is_far
 from sluice.cache.recent import Recent
-from sluice.cache.sources import Opener
-from sluice.cache.spool import Spool
+from sluice.cache.sources import Opener, pause_s
+from sluice.cache.space import Space
+from sluice.cache.spool import Spool, open_spool
 from sluice.errors import (
     BlobUnknown,
     DigestInvalid,
@@ -44,7 +44,6 @@ WITHHELD_BYTES = 64 << 10
 CHUNK_BYTES_MIN = 16 << 10
 CHUNK_BYTES_MAX = 512 << 10
 FAST_CHUNK_S, SLOW_CHUNK_S = 0.02, 0.2  # readers see whole chunks: larger ones only while they come fast
-PAUSE_S_MAX = 5.0
 REHASH_BYTES = 1 << 20
 WRONG_MAX = 10_000  # (repository, digest) whose bytes were wrong
 
@@ -74,6 +73,7 @@ class Fill:
         self._moved = asyncio.Event()
         self._readers = 0
         self._ended = False
+        self._lease: int | None = fills.store.leases.take(digest)  # until it has ended and nobody reads it
 
     @property
     def policy(self) -> CachePolicy:
@@ -155,8 +155,8 @@ class Fill:
         except SluiceError as error:
             self._fail(error)
         finally:
-            if self._spool is not None and not self.complete:
-                await self._spool.drop()
+            if self._spool is not None:
+                await self._spool.end(kept=self.complete)
 
     def end(self) -> None:
         """Nothing more happens: who waits is told, and the file is closed once nobody reads it."""
@@ -197,7 +197,7 @@ class Fill:
                     raise first from error
                 _log.info("blob %s stands at byte %d and goes on: %s", self.digest, self.position, error.message)
                 if self._begun and failures % len(line) == 0:
-                    await asyncio.sleep(_pause_s(failures // len(line), self.policy))
+                    await asyncio.sleep(pause_s(failures // len(line), self.policy))
             else:
                 return
 
@@ -222,12 +222,12 @@ class Fill:
         if self._begun and None not in (size, self.size) and size != self.size:
             raise UpstreamInvalid(f"blob {self.digest} has {self.size} bytes at one upstream and {size} at another")
         if self._spool is None:
+            where, fills = self.repositories[0], self._fills
             try:
-                writer = await self._fills.store.begin_spool(self.repositories[0], self.digest.algorithm)
+                self._spool = await open_spool(fills.store, fills.space, where, self.digest, size, self._notify)
             except SluiceError:
                 self.refused = True
                 raise
-            self._spool = Spool(writer, self._notify)
         if not self._begun:
             self.size = size
             self._begun = True
@@ -281,19 +281,30 @@ class Fill:
         self._moved = asyncio.Event()
 
     def _release(self) -> None:
-        if self._ended and self._readers == 0 and self._spool is not None and self._spool.tail is not None:
+        if not self._ended or self._readers:
+            return
+        if self._spool is not None and self._spool.tail is not None:
             self._spool.tail.close()
+        if self._lease is not None:
+            self._fills.store.leases.drop(self._lease)
+            self._lease = None
 
 
 class Fills:
     """The fills of one store, one for each digest. For one event loop; ``close`` before the store is closed."""
 
     def __init__(
-        self, store: LocalStore, policy: CachePolicy, counters: CacheCounters, clock: Callable[[], float]
+        self,
+        store: LocalStore,
+        policy: CachePolicy,
+        counters: CacheCounters,
+        clock: Callable[[], float],
+        space: Space | None = None,
     ) -> None:
         self.store = store
         self.policy = policy
         self.counters = counters
+        self.space = space
         self._slots = asyncio.Semaphore(policy.fills_max)  # first come, first served
         self._fills: dict[Digest, Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -382,9 +393,3 @@ def _next_chunk_bytes(chunk: int, took_s: float) -> int:
     if took_s > SLOW_CHUNK_S:
         return CHUNK_BYTES_MIN
     return min(chunk * 2, CHUNK_BYTES_MAX) if took_s < FAST_CHUNK_S else max(chunk // 2, CHUNK_BYTES_MIN)
-
-
-def _pause_s(rounds: int, policy: CachePolicy) -> float:
-    """Doubling with each round of upstream and mirrors, and never the same for two fills that broke off together."""
-    pause_s: float = policy.fill_pause_s * 2 ** (rounds - 1)
-    return min(PAUSE_S_MAX, pause_s) * random.uniform(0.5, 1.0)

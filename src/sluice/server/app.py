@@ -98,7 +98,7 @@ class Application:
                 sent = hot.size if scope["method"] == "GET" else 0
                 await send(hot.start)
                 await send(hot.body if sent else NO_BODY)
-                memory.hits += 1
+                memory.hit(hot, began)
                 self._count_hot(scope, sent, (began, principal.name, agent))
                 return
         await self._answer(scope, receive, send, began)

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from sluice.cache.answers import CacheCounters
 from sluice.cache.fill import Fills
 from sluice.cache.policy import CachePolicy
+from sluice.cache.space import Reach, Space
 from sluice.config import DOCKER_HUB, DOCKER_HUB_HOST, RegistryConfig, UpstreamConfig, place_of
 from sluice.errors import ConfigInvalid
 from sluice.server.fetchers import CacheFetcher, DirectFetcher, Fetcher, LocalFetcher, NamedRemote
 from sluice.server.hot import HotManifests
 from sluice.server.namespaces import Names, Namespaces
+from sluice.server.settings import space_settings
 from sluice.server.wiring import Wiring
 from sluice.store.local import LocalStore
 from sluice.upstream.registry import RemoteRegistry
@@ -37,10 +39,12 @@ DEFAULT = "default"
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What all wirings of a server share: its store, and the numbers that outlive each of them."""
+    """What all wirings of a server share: its store, the space of its cache, and the numbers that outlive each of
+    them."""
 
     store: LocalStore
     counters: CacheCounters
+    space: Space
 
 
 def wire(config: RegistryConfig, ground: Ground) -> Wiring:
@@ -76,7 +80,7 @@ def _direct(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
 
 def _proxy(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
     hot, names, remotes = parts
-    fills = Fills(ground.store, cache_policy(config), ground.counters, time.time)
+    fills = Fills(ground.store, cache_policy(config), ground.counters, time.time, ground.space)
     caches: list[CacheFetcher] = []
 
     def cache(remote: NamedRemote) -> Fetcher:
@@ -93,7 +97,20 @@ def _proxy(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
             await remote.close()
 
     wiring.finish, wiring.end = fills.finish, end
+    hot.on_use = ground.store.use
+    ground.space.use(space_settings(config), _reach(remotes))
     return wiring
+
+
+def _reach(remotes: dict[str, RemoteRegistry]) -> Reach:
+    """Where each repository's content comes from, by the places of the registries."""
+    places = {place_of(name): name for name in remotes if name != DEFAULT}
+
+    def upstream_of(repository: str) -> str:
+        place, slash, _ = repository.partition("/")
+        return places.get(place, DEFAULT) if slash else DEFAULT
+
+    return Reach(upstream_of, lambda: [name for name, remote in remotes.items() if remote.is_broken])
 
 
 def _spread(remotes: dict[str, RemoteRegistry], fetcher: Callable[[NamedRemote], Fetcher]) -> Fetcher:

@@ -31,7 +31,8 @@ async def serve(source: ConfigSource, ready: Callable[[Service], None] | None = 
     service = Service(config, source)
     stop = asyncio.Event()
     await service.start()
-    admin = AdminServer(config.data / "admin.sock", handlers(service.store, service.users, service.schedule))
+    known = handlers(service.store, service.users, service.schedule, service.desk())
+    admin = AdminServer(config.data / "admin.sock", known)
     try:
         await admin.start()
         _on_signals(END_SIGNALS, stop.set)

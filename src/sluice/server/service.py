@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice.cache.answers import CacheCounters
+from sluice.cache.space import SWEEP_S, Space
 from sluice.config import ConfigSource, RegistryConfig, is_loopback, split_address
 from sluice.errors import ConfigInvalid, SluiceError
 from sluice.server.access import Access, AccessSettings, Principal
@@ -25,11 +26,12 @@ from sluice.server.health import Operations, Readiness
 from sluice.server.listen import Endpoint, Listener, Tls
 from sluice.server.measures import measure_wiring
 from sluice.server.modes import Ground, wire
+from sluice.server.operations_cache import CacheDesk
 from sluice.server.ourselves import refuse_ourselves
 from sluice.server.passwords import PasswordCheck
 from sluice.server.registry import Limits, Registry
 from sluice.server.reload import CONFIG_CHECK_S, Reload
-from sluice.server.settings import store_settings
+from sluice.server.settings import space_settings, store_settings
 from sluice.server.sever import sever, sweep
 from sluice.server.tokens import Tokens
 from sluice.server.users import Role, Users
@@ -61,6 +63,7 @@ class Service:
         self.store: LocalStore
         self.users: Users
         self.schedule: GcSchedule
+        self.space: Space
         self.counters = CacheCounters()
         self.registry: Registry | None = None
         self._wirings: list[Wiring] = []
@@ -86,6 +89,7 @@ class Service:
     async def _start(self) -> None:
         await self.store.start()
         self.users = Users(self.config.data)
+        self.space = Space(self.store, space_settings(self.config))
         await asyncio.to_thread(self.certificates.refresh)
         registry = self.registry = self._registry()
         self.store.events.on_change(registry.changed)
@@ -98,6 +102,7 @@ class Service:
         self._run_beside(self._every(CONFIG_CHECK_S, self.reload.look))
         self._run_beside(self._every(CERTIFICATE_CHECK_S, self.renew_certificates))
         self._run_beside(self._every(self.config.limits.header_idle_s / 2, self._sweep_connections))
+        self._run_beside(self._every(SWEEP_S, self._sweep_cache))
         self._run_beside(self.schedule.run())
 
     def _registry(self) -> Registry:
@@ -119,7 +124,7 @@ class Service:
             streams_bytes=config.limits.streams_bytes,
         )
         self._access = Access(self.users, checks, tokens, settings)
-        wiring = wire(config, Ground(self.store, self.counters))
+        wiring = wire(config, Ground(self.store, self.counters, self.space))
         self._wirings.append(wiring)
         return Registry(wiring, self._access, self.metrics, self.access_log, limits)
 
@@ -171,7 +176,7 @@ class Service:
         """Put another mode, or the same one with other settings, in the place of the current one."""
         assert self.registry is not None
         await asyncio.to_thread(refuse_ourselves, config)
-        wiring = wire(config, Ground(self.store, self.counters))
+        wiring = wire(config, Ground(self.store, self.counters, self.space))
         self._wirings.append(wiring)
         self.config = config
         self.background(self._retire(self.registry.rewire(wiring)))
@@ -211,6 +216,16 @@ class Service:
         cut = await asyncio.to_thread(sweep, ports, busy, self.config.limits.header_idle_s)
         if cut:
             self.metrics.count("connections_swept", "Connections closed because nothing was sent on them", cut)
+
+    def desk(self) -> CacheDesk:
+        """What the commands about the cache work on; after ``start``."""
+        registry = self.registry
+        assert registry is not None
+        return CacheDesk(self.store, self.space, lambda: registry.wiring.names, self.counters, lambda: registry.wiring)
+
+    async def _sweep_cache(self) -> None:
+        if self.registry is not None and self.registry.wiring.mode == "proxy":
+            await self.space.sweep()
 
     async def _every(self, seconds: float, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:

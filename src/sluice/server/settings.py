@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sluice.cache.space import SpaceSettings
 from sluice.config import RegistryConfig
 from sluice.store.settings import StoreSettings
 
@@ -17,3 +18,8 @@ def store_settings(config: RegistryConfig) -> StoreSettings:
         unlink_delay_s=config.gc.unlink_delay_s,
         grace_s=config.gc.grace_s,
     )
+
+
+def space_settings(config: RegistryConfig) -> SpaceSettings:
+    """The part of the configuration that bounds a cache."""
+    return SpaceSettings(max_bytes=config.cache.max_bytes, ttl_s=config.cache.ttl_s)
