@@ -12,13 +12,14 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from sluice.errors import MethodNotAllowed, RequestInvalid, SluiceError
+from sluice.errors import MethodNotAllowed, RequestInvalid, SluiceError, UpstreamLoop
 from sluice.server import blobs, listing, login, manifests, uploads
 from sluice.server.access import Action, Principal, wanted_scopes
 from sluice.server.blobs import Streams
 from sluice.server.exchange import ClientGone, Exchange, Receive, Scope, Send
 from sluice.server.hot import HotManifest, hot_key
 from sluice.server.registry import Registry
+from sluice.upstream.instance import RECEIVED_VIA, is_own
 from sluice.wire.problem import problem_headers, render_errors
 from sluice.wire.route import Kind, Route, check_method, parse_route
 
@@ -170,6 +171,9 @@ class Application:
         await x.refuse(error.status, [*problem_headers(error), *x.error_headers], render_errors(error))
 
     async def _dispatch(self, x: Exchange) -> None:
+        via = x.text_header(b"via")
+        if via is not None:
+            _take_via(via)
         x.route = parse_route(x.scope["raw_path"], x.method)
         check_method(x.route, x.method)
         if x.route.kind is Kind.TOKEN:
@@ -193,6 +197,15 @@ class Application:
 
     async def _blob(self, registry: Registry, x: Exchange) -> None:
         await blobs.get(registry, x, self.streams, self._sever)
+
+
+def _take_via(via: str) -> None:
+    """Let what this request asks of upstreams carry on the chain; raises UpstreamLoop where it began here."""
+    if is_own(via):
+        raise UpstreamLoop(
+            "this request was sent by this very server: an upstream of it, directly or through others, is itself"
+        )
+    RECEIVED_VIA.set(via)  # each request has a context of its own
 
 
 def _locate(x: Exchange) -> None:

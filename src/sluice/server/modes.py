@@ -29,7 +29,7 @@ from sluice.upstream.settings import (
     UpstreamLimits,
     UpstreamSettings,
 )
-from sluice.wire.address import parse_upstream
+from sluice.wire.address import UpstreamAddress, parse_upstream
 
 DEFAULT = "default"
 """What logs and metrics call the upstream that has no name."""
@@ -104,6 +104,15 @@ def _spread(remotes: dict[str, RemoteRegistry], fetcher: Callable[[NamedRemote],
         if name != DEFAULT
     }
     return Namespaces(default, places) if places else default
+
+
+def upstream_keys(config: RegistryConfig) -> Iterator[tuple[str, UpstreamAddress]]:
+    """Every address that may be asked, with the key that it comes from; raises ConfigInvalid."""
+    for name, settings in upstream_settings(config):
+        key = "upstream" if name == DEFAULT else f"registries.{name}"
+        yield f"{key}.address", settings.address
+        for mirror in settings.mirrors:
+            yield f"{key}.mirrors", mirror
 
 
 def upstream_settings(config: RegistryConfig) -> Iterator[tuple[str, UpstreamSettings]]:

@@ -9,8 +9,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 
-from sluice.config import RegistryConfig, is_loopback
+from sluice.config import ConfigSource, is_loopback
 from sluice.server.admin import AdminServer
+from sluice.server.modes import upstream_keys
 from sluice.server.operations import handlers
 from sluice.server.service import Service
 from sluice.telemetry import configure_logging
@@ -20,13 +21,14 @@ log = logging.getLogger("sluice.server")
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-async def serve(config: RegistryConfig, ready: Callable[[Service], None] | None = None) -> int:
-    """Run until SIGTERM or SIGINT; SIGHUP re-reads certificates and users. Returns the exit code, 0.
+async def serve(source: ConfigSource, ready: Callable[[Service], None] | None = None) -> int:
+    """Run until SIGTERM or SIGINT; SIGHUP re-reads configuration, certificates and users. Returns the exit code, 0.
 
     ``ready`` is called once everything answers. Raises ConfigInvalid, DataDirectoryBusy or DataDirectoryTooNew.
     """
+    config = source.load()
     configure_logging(json_lines=config.log.format == "json", level=config.log.level)
-    service = Service(config)
+    service = Service(config, source)
     stop = asyncio.Event()
     await service.start()
     admin = AdminServer(config.data / "admin.sock", handlers(service.store, service.users, service.schedule))
@@ -62,8 +64,9 @@ def _on_signals(numbers: Iterable[signal.Signals], action: Callable[[], None]) -
 
 
 def _reload(service: Service) -> None:
-    log.info("reloading certificates and users")
+    log.info("reloading configuration, certificates and users")
     service.users.reload()
+    service.background(service.reload.read())
     service.background(service.renew_certificates())
 
 
@@ -79,6 +82,9 @@ def _introduce(service: Service) -> None:
     config = service.config
     scheme = "http" if config.insecure_http else "https"
     log.info("serving %s://%s, data in %s", scheme, config.listen, config.data)
+    if config.mode != "local":
+        for key, address in upstream_keys(config):
+            log.info("%s mode, %s is %s", config.mode, key, address)
     if service.certificates.ca is not None:
         log.info("clients trust it with the CA in %s", service.certificates.ca)
     if config.insecure_http and not is_loopback(config.listen):

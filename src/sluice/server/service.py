@@ -16,20 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from sluice.cache.answers import CacheCounters
-from sluice.config import RegistryConfig, is_loopback, split_address
+from sluice.config import ConfigSource, RegistryConfig, is_loopback, split_address
 from sluice.errors import ConfigInvalid, SluiceError
 from sluice.server.access import Access, AccessSettings, Principal
 from sluice.server.app import Application
 from sluice.server.certificates import Certificates
 from sluice.server.health import Operations, Readiness
 from sluice.server.listen import Endpoint, Listener, Tls
+from sluice.server.measures import measure_wiring
 from sluice.server.modes import Ground, wire
+from sluice.server.ourselves import refuse_ourselves
 from sluice.server.passwords import PasswordCheck
 from sluice.server.registry import Limits, Registry
+from sluice.server.reload import CONFIG_CHECK_S, Reload
 from sluice.server.settings import store_settings
 from sluice.server.sever import sever, sweep
 from sluice.server.tokens import Tokens
 from sluice.server.users import Role, Users
+from sluice.server.wiring import Wiring
 from sluice.store.gc import GcSchedule
 from sluice.store.local import LocalStore, Totals
 from sluice.telemetry import AccessLog, Metrics
@@ -47,8 +51,9 @@ OPERATIONS_CONNECTIONS = 256
 class Service:
     """One running server."""
 
-    def __init__(self, config: RegistryConfig) -> None:
+    def __init__(self, config: RegistryConfig, source: ConfigSource) -> None:
         self.config = config
+        self.reload = Reload(source, config, self._rewire)
         self.metrics = Metrics()
         self.access_log = AccessLog(json_lines=config.log.format == "json", enabled=config.log.access)
         self.certificates = Certificates(config)
@@ -58,6 +63,7 @@ class Service:
         self.schedule: GcSchedule
         self.counters = CacheCounters()
         self.registry: Registry | None = None
+        self._wirings: list[Wiring] = []
         self._totals = Totals(0, 0, 0)
         self._access: Access | None = None
         self._listeners: list[Listener] = []
@@ -69,6 +75,7 @@ class Service:
     async def start(self) -> None:
         """Open the store, then the doors. Raises ConfigInvalid, DataDirectoryBusy or DataDirectoryTooNew."""
         allow_files(self.config.limits.connections)
+        await asyncio.to_thread(refuse_ourselves, self.config)
         self.store = await asyncio.to_thread(LocalStore.open, self.config.data, store_settings(self.config))
         try:
             await self._start()
@@ -88,6 +95,7 @@ class Service:
         await self._listen(registry)
         await self._check_health()  # ready only now: /readyz must not say so before the registry can be reached
         self._run_beside(self._every(HEALTH_CHECK_S, self._check_health))
+        self._run_beside(self._every(CONFIG_CHECK_S, self.reload.look))
         self._run_beside(self._every(CERTIFICATE_CHECK_S, self.renew_certificates))
         self._run_beside(self._every(self.config.limits.header_idle_s / 2, self._sweep_connections))
         self._run_beside(self.schedule.run())
@@ -112,6 +120,7 @@ class Service:
         )
         self._access = Access(self.users, checks, tokens, settings)
         wiring = wire(config, Ground(self.store, self.counters))
+        self._wirings.append(wiring)
         return Registry(wiring, self._access, self.metrics, self.access_log, limits)
 
     async def _listen(self, registry: Registry) -> None:
@@ -137,6 +146,8 @@ class Service:
 
     def _measure(self, registry: Registry) -> None:
         store, gauge = self.store, self.metrics.gauge
+        measure_wiring(self.metrics, registry, self.counters)
+        gauge("config_valid", "0 where the configuration file is not valid now", lambda: self.reload.valid)
         gauge("store_contents", "Blobs and manifests held", lambda: self._totals.contents)
         gauge("store_bytes", "Bytes held", lambda: self._totals.bytes)
         gauge("store_free_bytes", "Free bytes on the data directory's disk", lambda: free_bytes(self.config.data))
@@ -155,6 +166,21 @@ class Service:
         gauge("gc_removed_bytes", "Bytes unlinked by GC since start", lambda: self.schedule.unlinked_bytes)
         gauge("gc_removed_files", "Files unlinked by GC since start", lambda: self.schedule.unlinked)
         gauge("certificate_not_after_seconds", "When the certificate ends", self.certificates.expiry_s)
+
+    async def _rewire(self, config: RegistryConfig) -> None:
+        """Put another mode, or the same one with other settings, in the place of the current one."""
+        assert self.registry is not None
+        await asyncio.to_thread(refuse_ourselves, config)
+        wiring = wire(config, Ground(self.store, self.counters))
+        self._wirings.append(wiring)
+        self.config = config
+        self.background(self._retire(self.registry.rewire(wiring)))
+        log.info("new requests are served in %s mode", config.mode)
+
+    async def _retire(self, wiring: Wiring) -> None:
+        await wiring.retire()
+        self._wirings.remove(wiring)
+        log.info("the last request and fetch of the %s mode before it have ended", wiring.mode)
 
     async def renew_certificates(self) -> None:
         """Serve with a new certificate where there is one; a bad one is reported and the old one kept."""
@@ -225,8 +251,8 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.access_log.stop()
-        if self.registry is not None:
-            await self.registry.wiring.close()
+        for wiring in self._wirings:
+            await wiring.close()
         if self._access is not None:
             self._access.close()
         await self.store.close()
