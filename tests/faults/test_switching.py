@@ -22,7 +22,7 @@ import pytest
 
 from sluice.testing.client import RegistryClient, digest_of
 from sluice.testing.server import SluiceServer
-from sluice.testing.upstreams import UpstreamContent, UpstreamServer
+from sluice.testing.upstreams import Stall, UpstreamContent, UpstreamServer, blobs
 
 MIB = 1 << 20
 LARGE = random.Random(5).randbytes(64 * MIB)
@@ -176,12 +176,22 @@ def switch_round(site: Site, crowd: Crowd, number: int) -> list[tuple[str, tuple
             site.upstream.content.hold_blob("team/app", cold)
             readers.append(Held(site.server, cold))
         site.switch(mode)
+        assert mode == manifest_mode(site)
         at = crowd.served[mode]
         while crowd.served[mode] < at + 50 and not crowd.failed:
             time.sleep(0.02)
         seen += [(before, reader.finish()) for reader in readers]
         before = mode
     return seen
+
+
+def manifest_mode(site: Site) -> str:
+    """Which wiring answers for a manifest that every wiring has in memory by now."""
+    client = RegistryClient(site.server)
+    answer = client.request("GET", "/v2/team/app/manifests/v1")
+    client.close()
+    assert 200 == answer.status
+    return answer.headers["sluice-mode"]
 
 
 def run_rounds(site: Site, requests: int) -> None:
@@ -226,6 +236,25 @@ def test_what_was_cached_stays_in_local_mode(site: Site) -> None:
     assert b"other" == client.request("GET", f"/v2/other/app/blobs/{digest_of(b'other')}").body
     client.push_image("other/app", "v2")
     client.close()
+
+
+def test_a_fetch_that_nobody_waits_for_ends_well(site: Site) -> None:
+    """Its reader has left and the mode is another one: it is brought to its end, and the blob is here."""
+    data = random.Random(9).randbytes(3 * MIB)
+    site.upstream.content.hold_blob("team/app", data)
+    site.upstream.faults = [Stall(2 * MIB, when=blobs)]
+    site.switch("proxy")
+    connection = RegistryClient(site.server).connect()
+    connection.request("GET", f"/v2/team/app/blobs/{digest_of(data)}")
+    assert data[:MIB] == connection.getresponse().read(MIB)
+    connection.close()
+    site.switch("local")
+    site.upstream.faults = []
+    site.wait_for_log("the last request and fetch of the proxy mode before it have ended")
+    client = RegistryClient(site.server)
+    found = client.request("GET", f"/v2/team/app/blobs/{digest_of(data)}")
+    client.close()
+    assert (200, "local", data) == (found.status, found.headers["sluice-mode"], found.body)
 
 
 @pytest.mark.parametrize(
