@@ -283,10 +283,20 @@ class PullThrough:
         try:
             held = await self._store.resolve(repository, descriptor.digest)
         except (ManifestUnknown, NameUnknown):
-            return _describe(await self._bring_manifest(repository, descriptor.digest, tag))
+            return _describe(await self._bring_tagged(repository, descriptor.digest, tag))
         with self._unkept_allowed(f"tag {tag} of {repository}"):
             await self._store.confirm_tag(repository, tag, held.digest, ACTOR)
         return held
+
+    async def _bring_tagged(self, repository: Repository, digest: Digest, tag: Tag) -> Manifest:
+        """What the upstream says that the tag names. Where it does not have that, it contradicts itself, which says
+        nothing about the tag."""
+        try:
+            return await self._bring_manifest(repository, digest, tag)
+        except (ManifestUnknown, NameUnknown) as error:
+            raise UpstreamInvalid(
+                f"the upstream says that {tag} of {repository} is {digest}, and does not have that: {error.message}"
+            ) from None
 
     async def _bring_manifest(self, repository: Repository, digest: Digest, tag: Tag | None = None) -> Manifest:
         """From the upstream, verified, and kept where there is room."""

@@ -166,6 +166,7 @@ class Application:
     async def _problem(self, x: Exchange, error: SluiceError) -> None:
         if x.status:
             return  # the head is out: ending here cuts the connection, which the client sees as an incomplete body
+        x.marks = x.wiring.marks  # an error is no answer that came from somewhere
         if error.status >= 500:
             log.warning("%s %s: %s", x.method, x.scope["raw_path"].decode("latin-1"), error.message)
         await x.refuse(error.status, [*problem_headers(error), *x.error_headers], render_errors(error))
