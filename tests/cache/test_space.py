@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from cache.scripted import APP, OTHER, Body, Cache, Clock, caching, read_all, un
 from sluice.cache.answers import Kind
 from sluice.cache.fill import CHUNK_BYTES_MAX
 from sluice.cache.space import SWEEP_S, SpaceSettings
-from sluice.errors import ImageKept, UpstreamFailed
+from sluice.errors import ImageKept, TooManyRequests, UpstreamFailed
 from sluice.oci.digest import Digest
 from sluice.oci.manifest import Manifest
 from sluice.oci.reference import Reference, Repository, Tag
-from sluice.store.eviction import _Eviction, unlink_unread
+from sluice.store.eviction import OUTAGES_MAX, PROTECTED_MAX, _Eviction, find_outages, note_sweep, unlink_unread
+from sluice.store.scrub import check
 from sluice.testing.content import image, index, push_blob
 
 LAYER_BYTES = 200_000
@@ -354,3 +356,31 @@ async def test_evicted_images_are_asked_for_again(tmp_path: Path) -> None:
         cache.upstream.error = None
         assert [Kind.STARTED, Kind.STARTED] == await pull(cache, A)
         await until(lambda: len(cache.store.leases) == 0)
+
+
+async def test_what_is_left_is_whole(tmp_path: Path) -> None:
+    """After any eviction a check of the store finds nothing wrong: no row without a file and no file without a row."""
+    async with caching(tmp_path / "data", space=ROOM) as cache:
+        first, second = add(cache, A, LAYERS[0]), add(cache, B, LAYERS[1])
+        cache.upstream.add_image(index(first, second), tag=C)
+        add(cache, D, LAYERS[0], LAYERS[2])
+        for tag in (C, A, D, B, C):
+            await pull(cache, tag)
+        assert (await cache.space.status()).evicted_images > 0
+        assert (await asyncio.to_thread(check, cache.store)).clean
+
+
+async def test_what_is_remembered_is_bounded(tmp_path: Path) -> None:
+    """There is a limit to what a controller can name, and to the outages that are remembered."""
+    async with caching(tmp_path / "data", space=WIDE) as cache:
+        with pytest.raises(TooManyRequests):
+            await cache.space.protect([str(number) for number in range(PROTECTED_MAX + 1)])
+        cache.unreachable.add("")
+        await cache.space.sweep()
+
+        def many(connection: sqlite3.Connection) -> int:
+            for number in range(OUTAGES_MAX + 5):
+                note_sweep(connection, cache.clock.now + 1000 * number, [""], SWEEP_S)
+            return max(map(len, find_outages(connection).values()))
+
+        assert OUTAGES_MAX == await cache.store.index.write(many)

@@ -23,6 +23,7 @@ from sluice.errors import ImageKept, SluiceError, StorageFull
 from sluice.store.eviction import (
     NEVER_RAN,
     Outage,
+    SpaceTotals,
     evict,
     find_outages,
     note_sweep,
@@ -97,12 +98,13 @@ class Grant:
 
 
 class Space:
-    """The space of one store's cache. For one event loop."""
+    """The space of one store's cache. For one event loop. ``totals`` are as they were when last looked at."""
 
     def __init__(self, store: LocalStore, settings: SpaceSettings, reach: Reach | None = None) -> None:
         self.settings = settings
         self._store = store
         self._reach = reach or Reach()
+        self.totals = SpaceTotals(0, 0, 0, 0, 0)
         self._grants: set[Grant] = set()
         self._lock = asyncio.Lock()
 
@@ -115,6 +117,15 @@ class Space:
         """By how much a grant grows whose end is not known: little enough not to drive out much for nothing."""
         most = self.settings.max_bytes // SPARE_PART if self.settings.max_bytes else GRANT_BYTES
         return min(GRANT_BYTES, most)
+
+    @property
+    def used_bytes(self) -> int:
+        """What counts against ``max_bytes``, by ``totals``."""
+        return self.totals.held + self.totals.condemned + self.granted_bytes
+
+    async def refresh(self) -> None:
+        """Look at the ``totals`` again."""
+        self.totals = await self._store.index.fetch(read_totals)
 
     @property
     def granted_bytes(self) -> int:
@@ -188,9 +199,11 @@ class Space:
 
     async def status(self) -> SpaceStatus:
         """How things stand."""
-        holdings, totals = await self.holdings(), await self._store.index.fetch(read_totals)
+        holdings = await self.holdings()
+        await self.refresh()
+        totals = self.totals
         return SpaceStatus(
-            used_bytes=totals.held + totals.condemned + self.granted_bytes,
+            used_bytes=self.used_bytes,
             held_bytes=totals.held,
             condemned_bytes=totals.condemned,
             granted_bytes=self.granted_bytes,
@@ -225,12 +238,11 @@ class Space:
 
     async def _lacking(self, more: int) -> int:
         """Bytes that must come free before ``more`` may be written; not positive where none must."""
-        totals = await self._store.index.fetch(read_totals)
+        await self.refresh()
         unwritten = sum(max(0, grant.size - grant.written) for grant in self._grants)
         lacking = more + unwritten - self._store.free_bytes()
         if self.settings.max_bytes:
-            used = totals.held + totals.condemned + self.granted_bytes
-            lacking = max(lacking, used + more - self.settings.max_bytes)
+            lacking = max(lacking, self.used_bytes + more - self.settings.max_bytes)
         return lacking
 
     def _wish(

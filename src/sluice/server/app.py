@@ -186,6 +186,8 @@ class Application:
         if x.wiring.sink is None:
             _check_readable(x, action)
         await self._admit(x, x.route, action)
+        if x.wiring.entitlement is not None and action is Action.PULL and x.route.repository is not None:
+            await x.wiring.entitlement.require(x.route, x.header(b"authorization"))
         await handler(self.registry, x)
 
     async def _admit(self, x: Exchange, route: Route, action: Action | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sluice.cache.answers import CacheCounters, Kind
+from sluice.cache.space import Space
 from sluice.server.registry import Registry
 from sluice.telemetry import Metrics
 
@@ -46,6 +47,14 @@ def measure_wiring(metrics: Metrics, registry: Registry, counters: CacheCounters
         metrics.counter(f"cache_{name}", text, lambda name=name: getattr(counters, name))  # type: ignore[misc]
     metrics.gauge("cache_fills_active", "Blobs that come from upstreams now", lambda: counters.fills_active)
     metrics.gauge("cache_fills_queued", "Blobs that wait for a fill to end", lambda: counters.fills_queued)
+
+
+def measure_space(metrics: Metrics, space: Space) -> None:
+    """Register what the cache takes, and what left it."""
+    metrics.gauge("cache_bytes", "Bytes that count against cache.max_bytes", lambda: space.used_bytes)
+    metrics.gauge("cache_max_bytes", "cache.max_bytes; 0: no bound", lambda: space.settings.max_bytes)
+    metrics.counter("cache_evicted_images", "Images that left the cache, ever", lambda: space.totals.evicted_images)
+    metrics.counter("cache_evicted_bytes", "Bytes that came free with them", lambda: space.totals.evicted_bytes)
 
 
 _COUNTED = {

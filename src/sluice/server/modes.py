@@ -13,8 +13,10 @@ from sluice.cache.answers import CacheCounters
 from sluice.cache.fill import Fills
 from sluice.cache.policy import CachePolicy
 from sluice.cache.space import Reach, Space
+from sluice.cache.tenants import Tenants
 from sluice.config import DOCKER_HUB, DOCKER_HUB_HOST, RegistryConfig, UpstreamConfig, place_of
 from sluice.errors import ConfigInvalid
+from sluice.server.entitlement import Entitlement
 from sluice.server.fetchers import CacheFetcher, DirectFetcher, Fetcher, LocalFetcher, NamedRemote
 from sluice.server.hot import HotManifests
 from sluice.server.namespaces import Names, Namespaces
@@ -53,12 +55,32 @@ def wire(config: RegistryConfig, ground: Ground) -> Wiring:
     hot = HotManifests(config.limits.hot_manifests_bytes)
     if config.mode == "local":
         return Wiring("local", LocalFetcher(ground.store), ground.store, hot, names)
-    if config.cache.authorize == "upstream":
-        raise ConfigInvalid("cache.authorize is 'upstream', which is not available yet: use callers")
+    by_upstream = config.cache.authorize == "upstream"
+    if by_upstream and config.access.challenge != "basic":
+        raise ConfigInvalid(
+            "cache.authorize is 'upstream', which needs the names and passwords of callers: set access.challenge to"
+            " basic, since tokens of ours say nothing to an upstream"
+        )
     remotes = {name: RemoteRegistry(settings) for name, settings in upstream_settings(config)}
-    if config.mode == "direct":
-        return _direct(config, ground, (hot, names, remotes))
-    return _proxy(config, ground, (hot, names, remotes))
+    if by_upstream:
+        hot = HotManifests(0)  # each request is let in, or not
+    make = _direct if config.mode == "direct" else _proxy
+    wiring = make(config, ground, (hot, names, remotes))
+    if by_upstream:
+        _entitle(wiring, Tenants(cache_policy(config), time.time), remotes)
+    return wiring
+
+
+def _entitle(wiring: Wiring, tenants: Tenants, remotes: dict[str, RemoteRegistry]) -> None:
+    places = {place_of(name): remote for name, remote in remotes.items() if name != DEFAULT}
+    entitlement = wiring.entitlement = Entitlement(remotes[DEFAULT], places, tenants)
+    end = wiring.end
+
+    async def end_both() -> None:
+        await entitlement.close()
+        await end()
+
+    wiring.end = end_both
 
 
 _Parts = tuple[HotManifests, Names, dict[str, RemoteRegistry]]

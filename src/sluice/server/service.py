@@ -24,7 +24,7 @@ from sluice.server.app import Application
 from sluice.server.certificates import Certificates
 from sluice.server.health import Operations, Readiness
 from sluice.server.listen import Endpoint, Listener, Tls
-from sluice.server.measures import measure_wiring
+from sluice.server.measures import measure_space, measure_wiring
 from sluice.server.modes import Ground, wire
 from sluice.server.operations_cache import CacheDesk
 from sluice.server.ourselves import refuse_ourselves
@@ -154,6 +154,7 @@ class Service:
     def _measure(self, registry: Registry) -> None:
         store, gauge = self.store, self.metrics.gauge
         measure_wiring(self.metrics, registry, self.counters)
+        measure_space(self.metrics, self.space)
         gauge("config_valid", "0 where the configuration file is not valid now", lambda: self.reload.valid)
         gauge("store_contents", "Blobs and manifests held", lambda: self._totals.contents)
         gauge("store_bytes", "Bytes held", lambda: self._totals.bytes)
@@ -208,6 +209,7 @@ class Service:
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
                 self._totals = await self.store.totals()
+                await self.space.refresh()
         except (SluiceError, TimeoutError) as error:
             reads = reads or f"the index does not answer: {error}"
         writes = "" if self.store.writable() else "no room for writes: the disk is at storage.reserve_bytes"

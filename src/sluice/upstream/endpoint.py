@@ -40,16 +40,16 @@ class Endpoint:
         credentials: CredentialSettings,
         clients: Clients,
         clock: Callable[[], float],
+        breaker: Breaker | None = None,
     ) -> None:
         self.address = address
         self.transport = Transport(address, settings, clients)
-        self.breaker = Breaker()
+        self.breaker = breaker or Breaker()
         self.rate_limit: RateLimit | None = None
         self._auth = Authenticator(self.transport, CredentialSource(credentials, address, clock), clock)
         self._limits = settings.limits
         self._clock = clock
         self._free = asyncio.Semaphore(settings.limits.connections)
-        self._remembered: UpstreamError | None = None
 
     async def close(self) -> None:
         """End what is being fetched; the clients are their owner's to close."""
@@ -92,12 +92,13 @@ class Endpoint:
     async def _attempt(self, request: Request, scope: str, handled: frozenset[int]) -> Response:
         """Once, and tell the breaker how it went. It hears of every way out, or a probe would block the next."""
         if not self.breaker.allow(self._clock()):
-            assert self._remembered is not None
-            raise type(self._remembered)(f"{self._remembered.message} (not asked again yet)")
+            trouble = self.breaker.trouble
+            assert trouble is not None
+            raise type(trouble)(f"{trouble.message} (not asked again yet)")
         try:
             response = await self._ask(request, scope, handled)
         except (UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamFailed) as error:
-            self._remembered = error
+            self.breaker.trouble = error
             self.breaker.failed(self._clock())
             raise
         except UpstreamError:
