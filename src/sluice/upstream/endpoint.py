@@ -93,7 +93,8 @@ class Endpoint:
         """Once, and tell the breaker how it went. It hears of every way out, or a probe would block the next."""
         if not self.breaker.allow(self._clock()):
             assert self._remembered is not None
-            raise type(self._remembered)(f"{self._remembered.message} (not asked again yet)")
+            last = self._remembered  # of any request: the message must not look as if it were about this one
+            raise type(last)(f"the upstream {self.address} is not asked again yet, for it failed: {last.message}")
         try:
             response = await self._ask(request, scope, handled)
         except (UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamFailed) as error:
