@@ -116,11 +116,12 @@ class House:
     """An upstream with one image, and the way to it through Sluice.
 
     ``layer`` has more bytes than are verified before their head; ``digest`` and ``image`` are the layer's and the
-    manifest's.
+    manifest's. Without a ``name`` it is the default upstream.
     """
 
     def __init__(self, sluice: SluiceServer, name: str, server: UpstreamServer | None = None) -> None:
         self.sluice = sluice
+        self._prefix = f"{name}/" if name else ""
         self.name = name
         self.server = server
         self.layer = random.Random(name).randbytes(LAYER_BYTES)
@@ -140,7 +141,7 @@ class House:
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Seen:
         """A request below the repository: ``manifests/v1``."""
-        return pulls(self.sluice, f"{self.name}/{REPOSITORY}/{path}", method, **headers)
+        return pulls(self.sluice, f"{self._prefix}{REPOSITORY}/{path}", method, **headers)
 
     def tag(self, name: str = TAG) -> Seen:
         """The manifest by its tag."""
@@ -153,7 +154,7 @@ class House:
     def read_some(self, path: str, length: int) -> None:
         """Read so many bytes of a body, and leave."""
         with contextlib.closing(RegistryClient(self.sluice, timeout_s=PATIENCE_S).connect()) as connection:
-            connection.request("GET", f"/v2/{self.name}/{REPOSITORY}/{path}")
+            connection.request("GET", f"/v2/{self._prefix}{REPOSITORY}/{path}")
             response = connection.getresponse()
             assert response.status == 200, response.status
             while length > 0:

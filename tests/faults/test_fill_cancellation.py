@@ -33,7 +33,7 @@ def house(tmp_path: Path) -> Iterator[House]:
     with UpstreamServer(UpstreamContent()) as upstream:
         flags = ("--mode", "proxy", "--upstream", upstream.address, "--limits-drain-s", "1")
         with SluiceServer(tmp_path / "data", *flags, tls=False) as sluice:
-            one = House(sluice, ".", upstream)
+            one = House(sluice, "", upstream)
             yield one
             check_whole(sluice)
             assert "Traceback" not in sluice.log.read_text("utf-8", "replace")
@@ -103,7 +103,7 @@ def test_the_server_is_stopped(house: House, stall: Fault) -> None:
     assert {} == contents(house.sluice)
     house.spoil()
     house.sluice.start()
-    assert house.layer == pulls(house.sluice, path_of(house.digest)).body
+    assert house.layer == house.blob().body
 
 
 def test_the_server_is_stopped_without_readers(house: House) -> None:
@@ -132,7 +132,7 @@ def test_the_server_is_killed(house: House, reader: bool) -> None:
     check_whole(house.sluice)
     assert {} == contents(house.sluice)
     house.spoil()
-    assert house.layer == pulls(house.sluice, path_of(house.digest)).body
+    assert house.layer == house.blob().body
 
 
 def test_the_upstream_returns_in_mid_fill(house: House) -> None:
@@ -153,7 +153,7 @@ def test_the_upstream_returns_in_mid_fill(house: House) -> None:
 def test_the_upstream_does_not_return(house: House) -> None:
     """The reader's body ends short, the fill gives up, and all it had is gone."""
     house.spoil(Cut(HALF, when=blobs), Cut(before_head=True, when=lambda request: "range" in request.headers))
-    seen = pulls(house.sluice, path_of(house.digest))
+    seen = house.blob()
     assert (200, "short") == (seen.status, seen.ended)
     wait_quiet(house.sluice)
     assert {} == contents(house.sluice)

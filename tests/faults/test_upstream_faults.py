@@ -88,6 +88,13 @@ def test_what_a_client_is_told_of(house: House, case: str) -> None:
     wait_until(lambda: house.blob().body == house.layer, "the upstream is asked again")
 
 
+def test_one_blob_in_ruins_is_not_the_end(house: House) -> None:
+    """However often one blob is tried in vain, the upstream is asked for everything else."""
+    house.spoil(Failing(500, when=blobs))
+    assert 502 == house.blob().status
+    assert (200, str(house.image)) == (house.tag().status, house.tag().headers["docker-content-digest"])
+
+
 BROKEN: dict[str, list[Fault]] = {
     "cut, and never resumes": [Cut(PART, times=1, when=blobs), Failing(503, when=resumed)],
     "cut, and resumes elsewhere": [Cut(PART, times=1, when=blobs), Liar("wrong-range", when=resumed)],
