@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import os
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -303,3 +304,33 @@ def test_a_flag_wins_over_the_new_file_too(tmp_path: Path) -> None:
         here = Site(server, file, UpstreamServer(UpstreamContent()))
         here.wait_for_log("in force now: upstream.address")
         here.wait_for_mode("local")
+
+
+def test_sighup_has_the_file_read(site: Site) -> None:
+    """Also where the file does not look changed: of the same length and age, in the same place."""
+    upstream = f"upstream: {site.upstream.address}\n"
+    site.configure(f"mode: direct\n{upstream}")
+    site.wait_for_mode("direct")
+    before = site.file.stat()
+    with site.file.open("r+") as stream:
+        stream.write(f"mode: proxy \n{upstream}")
+    os.utime(site.file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.kill(site.server.pid, signal.SIGHUP)
+    site.wait_for_mode("proxy")
+
+
+def test_a_cache_takes_new_settings(site: Site) -> None:
+    """What is configured of it holds for the next request: a tag that was fresh is asked about."""
+    first = f"mode: proxy\nupstream: {site.upstream.address}\ncache: {{tag_fresh_s: 3600}}\n"
+    site.configure(first)
+    site.wait_for_mode("proxy")
+    client = RegistryClient(site.server)
+    for _ in range(2):
+        assert 200 == client.request("GET", "/v2/team/app/manifests/v1").status
+    asked = len(site.upstream.requests)
+    site.configure(first.replace("3600", "0, revalidate: first"))
+    site.wait_for_log("in force now: cache.tag_fresh_s, cache.revalidate")
+    answer = client.request("GET", "/v2/team/app/manifests/v1")
+    client.close()
+    assert (200, "upstream") == (answer.status, answer.headers["sluice-cache"])
+    assert len(site.upstream.requests) > asked

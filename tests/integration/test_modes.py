@@ -350,3 +350,22 @@ def test_what_an_upstream_could_not_answer(site: Open, mode: str, fault: Fault, 
     assert (status, [code]) == (answer.status, answer.codes)
     assert ("7" if status == 503 else None) == answer.headers.get("retry-after")
     assert "www-authenticate" not in answer.headers
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["reader stays", "reader left"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_server_that_stops_in_the_middle_leaves_nothing(site: Open, mode: str, stays: bool) -> None:
+    """Whether or not somebody still reads: it ends within its drain, with exit code 0 and no byte of the blob."""
+    here = site(mode, "--limits-drain-s", "1")
+    here.upstream.faults = [Stall(300_000, when=blobs)]
+    connection = here.client.connect()
+    connection.request("GET", f"/v2/team/app/blobs/{here.layer}")
+    response = connection.getresponse()
+    assert LAYER[:200_000] == response.read(200_000)
+    if not stays:
+        connection.close()
+    assert 0 == here.sluice.stop()
+    connection.close()
+    kept = [path for name in ("content", "uploads") for path in (here.sluice.data / name).rglob("*") if path.is_file()]
+    assert [] == kept
+    assert "Traceback" not in here.sluice.log.read_text()

@@ -81,7 +81,8 @@ class Application:
         began = time.perf_counter()
         query = scope["query_string"]
         path = hot_key(scope["raw_path"], query) if query else scope["raw_path"]
-        hot = self.registry.wiring.hot.get(path)
+        memory = self.registry.wiring.hot
+        hot = memory.get(path)
         if hot is not None and began < hot.until and scope["method"] in PULL_METHODS:
             authorization = condition = None
             agent = b""
@@ -97,6 +98,7 @@ class Application:
                 sent = hot.size if scope["method"] == "GET" else 0
                 await send(hot.start)
                 await send(hot.body if sent else NO_BODY)
+                memory.hits += 1
                 self._count_hot(scope, sent, (began, principal.name, agent))
                 return
         await self._answer(scope, receive, send, began)
@@ -110,7 +112,6 @@ class Application:
     def _count_hot(self, scope: Scope, sent: int, who: tuple[float, str, bytes]) -> None:
         method, (began, name, agent) = scope["method"], who
         seconds = time.perf_counter() - began
-        self.registry.wiring.hot.hits += 1
         self._served[method].observe(seconds, sent)
         if self._log.enabled:
             self._log.record(

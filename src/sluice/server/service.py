@@ -49,7 +49,7 @@ OPERATIONS_CONNECTIONS = 256
 
 
 class Service:
-    """One running server."""
+    """One running server. ``had_upstreams``: whether it has ever had a client for one."""
 
     def __init__(self, config: RegistryConfig, source: ConfigSource) -> None:
         self.config = config
@@ -64,6 +64,7 @@ class Service:
         self.counters = CacheCounters()
         self.registry: Registry | None = None
         self._wirings: list[Wiring] = []
+        self.had_upstreams = False
         self._totals = Totals(0, 0, 0)
         self._access: Access | None = None
         self._listeners: list[Listener] = []
@@ -121,6 +122,7 @@ class Service:
         self._access = Access(self.users, checks, tokens, settings)
         wiring = wire(config, Ground(self.store, self.counters))
         self._wirings.append(wiring)
+        self.had_upstreams = bool(wiring.upstreams)
         return Registry(wiring, self._access, self.metrics, self.access_log, limits)
 
     async def _listen(self, registry: Registry) -> None:
@@ -173,6 +175,7 @@ class Service:
         await asyncio.to_thread(refuse_ourselves, config)
         wiring = wire(config, Ground(self.store, self.counters))
         self._wirings.append(wiring)
+        self.had_upstreams = self.had_upstreams or bool(wiring.upstreams)
         self.config = config
         self.background(self._retire(self.registry.rewire(wiring)))
         log.info("new requests are served in %s mode", config.mode)

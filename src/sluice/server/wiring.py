@@ -93,5 +93,5 @@ class Wiring:
     async def close(self) -> None:
         """End all that runs; idempotent."""
         if not self._closed:
-            self._closed = True
             await self.end()
+            self._closed = True  # not before: who is cancelled half-way leaves the rest to the next one
