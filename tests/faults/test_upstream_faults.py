@@ -25,6 +25,7 @@ from sluice.testing.upstreams import (
 )
 
 PART = 300_000
+SLOW_BYTES = 160_000
 HUGE_BYTES = 20 << 30
 READ_BYTES = 300 << 20
 GROWTH_BYTES_MAX = 64 << 20
@@ -172,6 +173,19 @@ def test_a_body_that_is_cut_again_and_again_arrives(house: House) -> None:
     house.spoil(Cut(PART, when=blobs))
     seen = house.blob()
     assert (200, "whole", house.layer) == (seen.status, seen.ended, seen.body)
+
+
+def test_a_slow_body_is_passed_on_as_it_comes(house: House) -> None:
+    """At 50 KB/s a client has the first bytes while the upstream still sends the rest, and in the end all of them."""
+    data = house.layer[:SLOW_BYTES]
+    digest = house.upstream.content.hold_blob(REPOSITORY, data)
+    house.spoil(Slow(50_000, when=blobs))
+    house.read_some(f"blobs/{digest}", 1)
+    (request,) = house.upstream.seen(blobs)
+    assert (200, False) == (request.status, request.bytes_sent == SLOW_BYTES)
+    seen = house.get(f"blobs/{digest}")
+    assert ("joined", "whole", data) == (seen.origin, seen.ended, seen.body)
+    assert 1 == house.upstream.gets(digest)
 
 
 def test_a_huge_blob_streams(town: Street, house: House) -> None:
