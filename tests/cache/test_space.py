@@ -319,7 +319,7 @@ async def test_a_refill_before_the_unlinking_survives(tmp_path: Path) -> None:
         cache.store.touches.unblock(change.blocked)
         assert 3 == len(gone or {})
         layer = manifest.children[1].digest
-        lease = cache.store.leases.take(manifest.digest)
+        lease = cache.store.leases.take(APP, manifest.digest)
         await read_all(await cache.pull.open_blob(APP, layer))
         await cache.idle()
         await asyncio.to_thread(unlink_unread, cache.store)
@@ -384,3 +384,20 @@ async def test_what_is_remembered_is_bounded(tmp_path: Path) -> None:
             return max(map(len, find_outages(connection).values()))
 
         assert OUTAGES_MAX == await cache.store.index.write(many)
+
+
+async def test_a_shared_layer_in_use_keeps_one_image(tmp_path: Path) -> None:
+    """Of images that share a layer which is read, the one used last stays, and the others may leave."""
+    async with caching(tmp_path / "data", space=SpaceSettings(650_000, 0)) as cache:
+        add(cache, A, LAYERS[0], LAYERS[1])
+        add(cache, B, LAYERS[0], LAYERS[2])
+        add(cache, C, LAYERS[3])
+        await pull(cache, A)
+        await pull(cache, B)
+        reader = await cache.pull.open_blob(APP, Digest.of(LAYERS[0]))
+        await pull(cache, C)
+        assert ["b", "c"] == await held(cache)
+        add(cache, D, LAYERS[4], LAYERS[1])
+        await pull(cache, D)
+        assert "b" in await held(cache)
+        assert LAYERS[0] == await read_all(reader)

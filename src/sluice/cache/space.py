@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from sluice.cache.evict import Keep, Wish, plan_eviction, why_kept
+from sluice.cache.evict import Keep, Wish, find_busy, plan_eviction, why_kept
 from sluice.errors import ImageKept, SluiceError, StorageFull
 from sluice.store.eviction import (
     NEVER_RAN,
@@ -229,7 +229,8 @@ class Space:
     async def purge(self, image: HeldImage) -> int:
         """Evict this one, however lately it was used; returns the bytes that came free. Raises ImageKept where it is
         pinned, protected, in use or pushed here."""
-        kept = why_kept(image, self._store.leases.digests())
+        images = (await self.holdings()).images
+        kept = why_kept(image, find_busy(images, self._store.leases.uses()))
         freed = None
         if kept is None:
             async with self._lock:
@@ -259,7 +260,7 @@ class Space:
     ) -> Wish:
         always = outages.get(NEVER_RAN, [])
         by_repository = {name: [*always, *outages.get(self._reach.upstream_of(name), [])] for name in repositories}
-        in_use = self._store.leases.digests()
+        in_use = self._store.leases.uses()
         return Wish(self._store.clock(), need_bytes, spare_bytes, ttl_s, in_use, by_repository)
 
     async def _evict_planned(self, make_wish: Callable[..., Wish]) -> bool:
