@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from cache.scripted import APP, OTHER, POLICY, Body, Cache, Clock, Upstream, caching, read_all
 from sluice.cache.fill import CHUNK_BYTES_MAX
+from sluice.cache.readers import ThroughReader
 from sluice.cache.space import Reach, SpaceSettings
 from sluice.errors import ImageKept, ManifestUnknown, NameUnknown, UpstreamError
 from sluice.oci.content import BlobReader
@@ -241,7 +242,11 @@ class CacheHistory(RuleBasedStateMachine):
             assert digests <= images[name].held
         held = {(one.repository, digest) for one in images.values() for digest in one.held}
         assert self.read <= held
-        self.read = {(str(repository), str(digest)) for _, repository, digest, _ in self.reading} & held
+        self.read = {
+            (str(repository), str(digest))
+            for reader, repository, digest, _ in self.reading
+            if not isinstance(reader, ThroughReader)  # which needs nothing of the store
+        } & held
         self.kept = {name: one.held for name, one in images.items() if self._must_stay(one) and not one.blob}
         sizes = self.run(self.cache.space.holdings()).sizes
         known = (*self.cache.upstream.blobs, *self.cache.upstream.manifests)
