@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sluice.cache.evict import Keep, Wish, idle_s, plan_eviction, why_kept
+from sluice.cache.evict import Keep, Wish, find_busy, idle_s, plan_eviction, why_kept
 from sluice.store.eviction import Outage
 from sluice.store.images import HeldImage
+from sluice.store.leases import Use
 
 NOW = 1000.0
 SIZES = {"a": 10, "b": 20, "c": 40, "shared": 100, "m1": 1, "m2": 1, "m3": 1}
@@ -60,21 +61,38 @@ def test_the_least_recently_used_leave_until_there_is_room(
 
 
 @pytest.mark.parametrize(
-    ("image", "in_use", "expected"),
+    ("image", "busy", "expected"),
     [
         (OLD, set(), None),
-        (OLD, {"c"}, None),
-        (OLD, {"m1"}, Keep.IN_USE),
-        (OLD, {"shared"}, Keep.IN_USE),
-        (replace(OLD, digests=OLD.digests | {"coming"}), {"coming"}, Keep.IN_USE),
-        (replace(OLD, pinned=True), {"shared"}, Keep.PINNED),
+        (OLD, {("app", "m2"), ("other", "m1")}, None),
+        (OLD, {("app", "m1")}, Keep.IN_USE),
+        (replace(OLD, pinned=True), {("app", "m1")}, Keep.PINNED),
         (replace(OLD, protected=True), set(), Keep.PROTECTED),
         (replace(OLD, pushed=True), set(), Keep.PUSHED),
     ],
 )
-def test_why_an_image_stays(image: HeldImage, in_use: set[str], expected: Keep | None) -> None:
-    """Pinned, protected, pushed or in use, be it a layer or one that is still to come: each keeps an image."""
-    assert expected is why_kept(image, in_use)
+def test_why_an_image_stays(image: HeldImage, busy: set[Use], expected: Keep | None) -> None:
+    """Pinned, protected, pushed or in use: each keeps an image."""
+    assert expected is why_kept(image, busy)
+
+
+@pytest.mark.parametrize(
+    ("in_use", "expected"),
+    [
+        ([], []),
+        ([("app", "a")], ["m1"]),
+        ([("app", "m1"), ("app", "c")], ["m1", "m3"]),
+        ([("app", "shared")], ["m2"]),
+        ([("other", "shared")], []),
+        ([("app", "coming")], ["m4"]),
+        ([("app", "nowhere")], []),
+    ],
+)
+def test_what_is_read_makes_an_image_busy(in_use: list[Use], expected: list[str]) -> None:
+    """A layer that is read or filled belongs to the image that was used last of those that have it, there, be it held
+    or still to come."""
+    coming = replace(held("m4", 0), digests=frozenset({"m4", "coming"}))
+    assert {("app", name) for name in expected} == find_busy([OLD, MIDDLE, NEW, coming], frozenset(in_use))
 
 
 @pytest.mark.parametrize(
@@ -143,21 +161,26 @@ def images(draw: st.DrawFn) -> list[HeldImage]:
     st.dictionaries(st.sampled_from(CONTENTS), st.integers(0, 50)),
     st.integers(0, 300),
     st.integers(0, 50),
-    st.sets(st.sampled_from(CONTENTS), max_size=2),
+    st.sets(st.tuples(st.sampled_from(["app", "other"]), st.sampled_from(CONTENTS)), max_size=3),
     st.sampled_from([0.0, 996.5, 998.5, math.inf]),
 )
 def test_every_plan_keeps_the_rules(
-    cache: list[HeldImage], sizes: dict[str, int], need: int, spare: int, in_use: set[str], ttl_s: float
+    cache: list[HeldImage], sizes: dict[str, int], need: int, spare: int, in_use: set[Use], ttl_s: float
 ) -> None:
     """Nothing that must stay leaves; the order is that of last use; no image leaves beyond what is wanted; what is
     needed comes free, or nothing leaves for it."""
     wish = Wish(NOW, need, spare, ttl_s, in_use)
     plan = plan_eviction(cache, sizes, wish)
-    assert [None] * len(plan) == [why_kept(image, in_use) for image in plan]
+    busy = find_busy(cache, in_use)
+    assert [None] * len(plan) == [why_kept(image, busy) for image in plan]
+    stay = [image for image in cache if image not in plan]
+    for repository, digest in in_use:
+        sharing = [image for image in cache if image.repository == repository and digest in image.digests]
+        assert not sharing or any(image in stay for image in sharing)
     expired = [image for image in plan if ttl_s and NOW - image.used_at > ttl_s]
     assert sorted(plan, key=lambda one: (one.used_at, one.repository, one.digest)) == list(plan)
     assert expired == list(plan[: len(expired)])
-    able = [image for image in cache if why_kept(image, in_use) is None]
+    able = [image for image in cache if why_kept(image, busy) is None]
     stays = [image for image in able if image not in plan]
     if stays and plan:
         assert max(one.used_at for one in plan) <= min(one.used_at for one in stays)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,11 @@ import pytest
 from cache.scripted import APP, OTHER, Body, Cache, Clock, caching, read_all, until
 from sluice.cache.answers import Kind
 from sluice.cache.fill import CHUNK_BYTES_MAX
-from sluice.cache.space import SWEEP_S, SpaceSettings
-from sluice.errors import ImageKept, TooManyRequests, UpstreamFailed
+from sluice.cache.space import SpaceSettings
+from sluice.errors import ImageKept, UpstreamFailed
 from sluice.oci.digest import Digest
 from sluice.oci.manifest import Manifest
 from sluice.oci.reference import Reference, Repository, Tag
-from sluice.store.eviction import OUTAGES_MAX, PROTECTED_MAX, _Eviction, find_outages, note_sweep, unlink_unread
-from sluice.store.scrub import check
 from sluice.testing.content import image, index, push_blob
 
 LAYER_BYTES = 200_000
@@ -251,48 +248,6 @@ async def test_blobs_without_a_manifest_leave_too(tmp_path: Path) -> None:
         assert sorted(map(str, digests[1:])) == await held(cache)
 
 
-async def test_unused_images_expire_while_the_upstream_is_there(tmp_path: Path) -> None:
-    """An image leaves after ``ttl_s`` without use. An outage of its upstream does not count, nor does the time in which
-    no cache ran."""
-    clock = Clock()
-    async with caching(tmp_path / "data", space=WIDE, clock=clock) as cache:
-        add(cache, A, LAYERS[0])
-        await pull(cache, A)
-        await cache.space.sweep()
-        clock.now += 50
-        cache.unreachable.add("")
-        for _ in range(40):
-            await cache.space.sweep()
-            clock.now += SWEEP_S
-        await cache.space.sweep()
-        assert ["a"] == await held(cache)
-        cache.unreachable.clear()
-    clock.now += 5000
-    async with caching(tmp_path / "data", space=WIDE, clock=clock) as cache:
-        await cache.space.sweep()
-        assert ["a"] == await held(cache)
-        for _ in range(14):
-            clock.now += SWEEP_S
-            await cache.space.sweep()
-        assert ["a"] == await held(cache)
-        for _ in range(3):
-            clock.now += SWEEP_S
-            await cache.space.sweep()
-        assert ([], set()) == (await held(cache), cache.contents())
-
-
-async def test_a_smaller_budget_is_kept_from_the_next_sweep_on(tmp_path: Path) -> None:
-    """Where the budget was lowered, what is too much leaves."""
-    clock = Clock()
-    async with caching(tmp_path / "data", space=SpaceSettings(0, 0), clock=clock) as cache:
-        for tag, layer in zip((A, B, C), LAYERS, strict=False):
-            add(cache, tag, layer)
-            await pull(cache, tag)
-    async with caching(tmp_path / "data", space=ROOM, clock=clock) as cache:
-        await cache.space.sweep()
-        assert ["b", "c"] == await held(cache)
-
-
 async def test_purging_needs_no_age(tmp_path: Path) -> None:
     """A purged image leaves at once, unless it is pinned; its name is in the refusal."""
     async with caching(tmp_path / "data", space=WIDE) as cache:
@@ -305,43 +260,6 @@ async def test_purging_needs_no_age(tmp_path: Path) -> None:
         before = cache.disk_bytes()
         assert before == await cache.space.purge((await cache.space.holdings()).images[0])
         assert (0, set()) == (cache.disk_bytes(), cache.contents())
-
-
-async def test_a_refill_before_the_unlinking_survives(tmp_path: Path) -> None:
-    """Between the end of the rows and the end of the files a fill may bring content back: its file stays. A file that
-    is read stays until it is not."""
-    async with caching(tmp_path / "data", space=WIDE) as cache:
-        manifest = add(cache, A, LAYERS[0])
-        await pull(cache, A)
-        (found,) = (await cache.space.holdings()).images
-        change = _Eviction(cache.store, found, unused=False)
-        gone = await cache.store.index.write(change.run)
-        cache.store.touches.unblock(change.blocked)
-        assert 3 == len(gone or {})
-        layer = manifest.children[1].digest
-        lease = cache.store.leases.take(manifest.digest)
-        await read_all(await cache.pull.open_blob(APP, layer))
-        await cache.idle()
-        await asyncio.to_thread(unlink_unread, cache.store)
-        assert {layer.hex, manifest.digest.hex} == cache.contents()
-        cache.store.leases.drop(lease)
-        await cache.space.sweep()
-        assert {layer.hex} == cache.contents()
-        assert LAYERS[0] == await read_all(await cache.store.open_blob(APP, layer))
-
-
-async def test_a_use_between_plan_and_eviction_keeps_the_image(tmp_path: Path) -> None:
-    """What was used, tagged or pinned after the plan was made stays."""
-    async with caching(tmp_path / "data", space=WIDE) as cache:
-        add(cache, A, LAYERS[0])
-        await pull(cache, A)
-        (found,) = (await cache.space.holdings()).images
-        cache.clock.now += 1
-        await cache.pull.resolve(APP, A)
-        assert await cache.store.index.write(_Eviction(cache.store, found, unused=True).run) is None
-        (found,) = (await cache.space.holdings()).images
-        await cache.pull.pin(APP, A)
-        assert await cache.store.index.write(_Eviction(cache.store, found, unused=False).run) is None
 
 
 async def test_evicted_images_are_asked_for_again(tmp_path: Path) -> None:
@@ -358,29 +276,18 @@ async def test_evicted_images_are_asked_for_again(tmp_path: Path) -> None:
         await until(lambda: len(cache.store.leases) == 0)
 
 
-async def test_what_is_left_is_whole(tmp_path: Path) -> None:
-    """After any eviction a check of the store finds nothing wrong: no row without a file and no file without a row."""
-    async with caching(tmp_path / "data", space=ROOM) as cache:
-        first, second = add(cache, A, LAYERS[0]), add(cache, B, LAYERS[1])
-        cache.upstream.add_image(index(first, second), tag=C)
-        add(cache, D, LAYERS[0], LAYERS[2])
-        for tag in (C, A, D, B, C):
-            await pull(cache, tag)
-        assert (await cache.space.status()).evicted_images > 0
-        assert (await asyncio.to_thread(check, cache.store)).clean
-
-
-async def test_what_is_remembered_is_bounded(tmp_path: Path) -> None:
-    """There is a limit to what a controller can name, and to the outages that are remembered."""
-    async with caching(tmp_path / "data", space=WIDE) as cache:
-        with pytest.raises(TooManyRequests):
-            await cache.space.protect([str(number) for number in range(PROTECTED_MAX + 1)])
-        cache.unreachable.add("")
-        await cache.space.sweep()
-
-        def many(connection: sqlite3.Connection) -> int:
-            for number in range(OUTAGES_MAX + 5):
-                note_sweep(connection, cache.clock.now + 1000 * number, [""], SWEEP_S)
-            return max(map(len, find_outages(connection).values()))
-
-        assert OUTAGES_MAX == await cache.store.index.write(many)
+async def test_a_shared_layer_in_use_keeps_one_image(tmp_path: Path) -> None:
+    """Of images that share a layer which is read, the one used last stays, and the others may leave."""
+    async with caching(tmp_path / "data", space=SpaceSettings(650_000, 0)) as cache:
+        add(cache, A, LAYERS[0], LAYERS[1])
+        add(cache, B, LAYERS[0], LAYERS[2])
+        add(cache, C, LAYERS[3])
+        await pull(cache, A)
+        await pull(cache, B)
+        reader = await cache.pull.open_blob(APP, Digest.of(LAYERS[0]))
+        await pull(cache, C)
+        assert ["b", "c"] == await held(cache)
+        add(cache, D, LAYERS[4], LAYERS[1])
+        await pull(cache, D)
+        assert "b" in await held(cache)
+        assert LAYERS[0] == await read_all(reader)

@@ -54,7 +54,7 @@ def pins_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def readers_are_not_seen(patch: pytest.MonkeyPatch) -> None:
     """Whoever reads or fills has no say."""
-    patch.setattr(Leases, "digests", lambda _: frozenset())
+    patch.setattr(Leases, "uses", lambda _: frozenset())
 
 
 def files_stay(patch: pytest.MonkeyPatch) -> None:

@@ -135,3 +135,21 @@ def test_the_host_has_a_platform() -> None:
     """What is warmed by default is named as image indexes name it."""
     assert host_platform().startswith("linux/")
     assert "x86_64" not in host_platform()
+
+
+def test_a_cache_has_no_garbage(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """Garbage collection is refused in Proxy mode, for it would take what nobody has a tag for here."""
+    with UpstreamServer(site.content) as upstream, serving(site, upstream) as server:
+        assert 200 == pull(server, "team/app/manifests/v1")
+        assert 1 == run(["gc", "--data", str(site.data)])
+        assert "in proxy mode nothing is garbage" in capsys.readouterr().err
+        assert ["team/app:v1"] == list(site.images())
+
+
+def test_hits_in_memory_are_use(site: Site) -> None:
+    """An image whose manifest is answered from memory alone is in use, and another one leaves."""
+    with UpstreamServer(site.content) as upstream, serving(site, upstream) as server:
+        site.command("warm", "team/app:v1")
+        before = site.images()["team/app:v1"]["used_at"]
+        assert [200] * 3 == [pull(server, "team/app/manifests/v1") for _ in range(3)]
+        assert before < site.images()["team/app:v1"]["used_at"]

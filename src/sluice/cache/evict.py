@@ -20,6 +20,7 @@ from enum import Enum
 
 from sluice.store.eviction import Outage
 from sluice.store.images import HeldImage
+from sluice.store.leases import Use
 
 
 class Keep(Enum):
@@ -33,26 +34,40 @@ class Keep(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """``need_bytes`` must come free, or nothing leaves for it; ``spare_bytes`` more should. ``in_use``: digests that
-    are read or filled. ``outages``: by repository. Times in seconds since the epoch."""
+    """``need_bytes`` must come free, or nothing leaves for it; ``spare_bytes`` more should. ``in_use``: repositories
+    and digests that are read or filled there. ``outages``: by repository. Times in seconds since the epoch."""
 
     now: float
     need_bytes: int = 0
     spare_bytes: int = 0
     ttl_s: float = math.inf
-    in_use: AbstractSet[str] = frozenset()
+    in_use: AbstractSet[Use] = frozenset()
     outages: Mapping[str, Sequence[Outage]] = field(default_factory=dict)
 
 
-def why_kept(image: HeldImage, in_use: AbstractSet[str]) -> Keep | None:
-    """Why it cannot leave; None where it can."""
+def find_busy(images: Iterable[HeldImage], in_use: AbstractSet[Use]) -> frozenset[Use]:
+    """The images that are read or filled, by repository and digest. Of those that share what is in use it is the one
+    used last: whoever pulls an image has asked for its manifest just before."""
+    busy: dict[Use, tuple[float, str]] = {}
+    wanted: dict[str, set[str]] = {}
+    for repository, digest in in_use:
+        wanted.setdefault(repository, set()).add(digest)
+    for image in images:
+        for digest in image.digests & wanted.get(image.repository, set()):
+            key = (image.repository, digest)
+            busy[key] = max(busy.get(key, (-math.inf, "")), (image.used_at, image.digest))
+    return frozenset((repository, digest) for (repository, _), (_, digest) in busy.items())
+
+
+def why_kept(image: HeldImage, busy: AbstractSet[Use]) -> Keep | None:
+    """Why it cannot leave; None where it can. ``busy`` is what ``find_busy`` found."""
     if image.pinned:
         return Keep.PINNED
     if image.protected:
         return Keep.PROTECTED
     if image.pushed:
         return Keep.PUSHED
-    return None if image.digests.isdisjoint(in_use) else Keep.IN_USE
+    return Keep.IN_USE if (image.repository, image.digest) in busy else None
 
 
 def idle_s(used_at: float, now: float, outages: Iterable[Outage]) -> float:
@@ -66,7 +81,8 @@ def idle_s(used_at: float, now: float, outages: Iterable[Outage]) -> float:
 
 def plan_eviction(images: Sequence[HeldImage], sizes: Mapping[str, int], wish: Wish) -> tuple[HeldImage, ...]:
     """The images to evict, in order. ``images`` are all that are held, ``sizes`` those of their contents in bytes."""
-    able = [image for image in images if why_kept(image, wish.in_use) is None]
+    busy = find_busy(images, wish.in_use)
+    able = [image for image in images if why_kept(image, busy) is None]
     able.sort(key=lambda image: (image.used_at, image.repository, image.digest))
     expired = [image for image in able if _is_expired(image, wish)]
     gone = {(image.repository, image.digest) for image in expired}

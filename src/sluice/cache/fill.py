@@ -73,7 +73,7 @@ class Fill:
         self._moved = asyncio.Event()
         self._readers = 0
         self._ended = False
-        self._lease: int | None = fills.store.leases.take(digest)  # until it has ended and nobody reads it
+        self._leases = [fills.store.leases.take(repository, digest)]  # until it has ended and nobody reads it
 
     @property
     def policy(self) -> CachePolicy:
@@ -106,6 +106,7 @@ class Fill:
         """Make the blob readable in this repository too, once it is there."""
         if repository not in self.repositories:
             self.repositories.append(repository)
+            self._leases.append(self._fills.store.leases.take(repository, self.digest))
 
     async def head(self) -> None:
         """Wait until there is a head to show; raises how the fill failed, or UpstreamTimeout while it goes on."""
@@ -285,9 +286,8 @@ class Fill:
             return
         if self._spool is not None and self._spool.tail is not None:
             self._spool.tail.close()
-        if self._lease is not None:
-            self._fills.store.leases.drop(self._lease)
-            self._lease = None
+        for lease in self._leases:
+            self._fills.store.leases.drop(lease)
 
 
 class Fills:

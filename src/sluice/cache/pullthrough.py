@@ -316,7 +316,7 @@ class PullThrough:
         if self._fills.space is None:
             await self._store.cache_manifest(repository, manifest, tag, ACTOR)
             return
-        with self._store.leases.held(manifest.digest):
+        with self._store.leases.held(repository, manifest.digest):
             grant = await self._fills.space.admit(len(manifest.raw))
             try:
                 await self._store.cache_manifest(repository, manifest, tag, ACTOR)

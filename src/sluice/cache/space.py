@@ -17,8 +17,9 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
-from sluice.cache.evict import Keep, Wish, plan_eviction, why_kept
+from sluice.cache.evict import Keep, Wish, find_busy, plan_eviction, why_kept
 from sluice.errors import ImageKept, SluiceError, StorageFull
 from sluice.store.eviction import (
     NEVER_RAN,
@@ -38,6 +39,8 @@ GRANT_BYTES = 4 << 20
 SPARE_PART = 20  # a twentieth
 SWEEP_S = 60.0
 ROUNDS_MAX = 3  # looks at all images for one admission: what was planned may have been used meanwhile
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -188,7 +191,7 @@ class Space:
         await self._store.index.write(partial(note_sweep, now=now, silent=silent, interval_s=SWEEP_S))
         await self._store.flush_touches()
         async with self._lock:
-            await asyncio.to_thread(unlink_unread, self._store)
+            await _to_the_end(partial(unlink_unread, self._store))
             lacking = await self._lacking(0)
             await self._evict_planned(partial(self._wish, spare_bytes=max(0, lacking), ttl_s=self.settings.ttl_s))
 
@@ -226,11 +229,12 @@ class Space:
     async def purge(self, image: HeldImage) -> int:
         """Evict this one, however lately it was used; returns the bytes that came free. Raises ImageKept where it is
         pinned, protected, in use or pushed here."""
-        kept = why_kept(image, self._store.leases.digests())
+        images = (await self.holdings()).images
+        kept = why_kept(image, find_busy(images, self._store.leases.uses()))
         freed = None
         if kept is None:
             async with self._lock:
-                freed = await asyncio.to_thread(partial(evict, self._store, image, unused=False))
+                freed = await _to_the_end(partial(evict, self._store, image, unused=False))
         if freed is None:
             kept = kept or Keep.IN_USE
             raise ImageKept(f"{image.name} stays, it is {kept.value}{_REMEDIES.get(kept, '')}")
@@ -256,7 +260,7 @@ class Space:
     ) -> Wish:
         always = outages.get(NEVER_RAN, [])
         by_repository = {name: [*always, *outages.get(self._reach.upstream_of(name), [])] for name in repositories}
-        in_use = self._store.leases.digests()
+        in_use = self._store.leases.uses()
         return Wish(self._store.clock(), need_bytes, spare_bytes, ttl_s, in_use, by_repository)
 
     async def _evict_planned(self, make_wish: Callable[..., Wish]) -> bool:
@@ -267,11 +271,23 @@ class Space:
         planned = plan_eviction(holdings.images, holdings.sizes, wish)
         left = 0
         for image in planned:
-            freed = await asyncio.to_thread(evict, self._store, image)
+            freed = await _to_the_end(partial(evict, self._store, image))
             if freed is not None:
                 left += 1
                 _log.info("%s left the cache, %d bytes came free", image.name, freed)
         return left > 0
+
+
+async def _to_the_end(work: Callable[[], T]) -> T:
+    """Run in a thread. Who is cancelled waits for it all the same, so that the store is not closed under it."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        if not running.cancelled():
+            running.exception()  # nobody else takes it
+        raise
 
 
 _REMEDIES = {Keep.PINNED: ": unpin it first", Keep.IN_USE: ": wait until nobody reads it"}

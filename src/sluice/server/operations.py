@@ -44,8 +44,20 @@ def handlers(
     store: LocalStore, users: Users, schedule: GcSchedule, desk: CacheDesk | None = None
 ) -> Mapping[str, Handler]:
     """All commands of a running server by the name that the admin socket knows them under."""
+
+    def collecting(progress: Progress) -> Awaitable[GcReport]:
+        if desk is not None and desk.wiring is not None:
+            _refuse_in_proxy(desk.wiring().mode)
+        return schedule.collect(progress)
+
     cache = {} if desk is None else cache_handlers(desk)
-    return {**store_handlers(store, schedule.collect), **user_handlers(users), **cache}
+    return {**store_handlers(store, collecting), **user_handlers(users), **cache}
+
+
+def _refuse_in_proxy(mode: str) -> None:
+    """What a cache holds is mostly what no tag reaches here, and leaves by the rules of ``cache.evict``."""
+    if mode == "proxy":
+        raise Unavailable("in proxy mode nothing is garbage: see sluice cache purge, cache.max_bytes and cache.ttl_s")
 
 
 def store_handlers(store: LocalStore, collecting: Collect) -> Mapping[str, Handler]:
@@ -79,6 +91,7 @@ async def perform_alone(config: RegistryConfig, command: str, arguments: Argumen
     async with _opened(config) as store:
 
         def collect_alone(told: Progress) -> Awaitable[GcReport]:
+            _refuse_in_proxy(config.mode)
             return stoppable(partial(collect, store, offline=True), told)
 
         desk = CacheDesk(store, Space(store, space_settings(config)), lambda: Names(config.registries))

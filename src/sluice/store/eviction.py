@@ -38,9 +38,10 @@ SELECT e.child FROM edges AS e JOIN manifests AS m ON m.repository = e.repositor
 WHERE e.repository = ? AND e.parent = ? AND e.kind = 'manifest' AND m.partial
 AND NOT EXISTS (SELECT 1 FROM tags AS t WHERE t.repository = e.repository AND t.digest = e.child)
 """
-_NAMED_BLOBS = """
-SELECT e.child, l.touched_at FROM edges AS e JOIN links AS l ON l.repository = e.repository AND l.digest = e.child
-WHERE e.repository = ? AND e.parent = ? AND e.kind = 'blob'
+_NAMED = """
+SELECT e.child, l.touched_at FROM edges AS e LEFT JOIN links AS l ON l.repository = e.repository AND l.digest = e.child
+WHERE e.repository = ? AND e.parent = ? AND (e.kind = 'blob' OR NOT EXISTS
+(SELECT 1 FROM manifests AS m WHERE m.repository = e.repository AND m.digest = e.child))
 """
 _NAMING = "SELECT parent FROM edges WHERE repository = ? AND child = ?"
 
@@ -69,10 +70,12 @@ class Outage:
 
 @dataclass(slots=True)
 class _Doomed:
-    """What goes with an image: rows of its repository. ``used_at``: when the last of it was used."""
+    """What goes with an image: rows of its repository. ``coming``: what only these name, and is not held.
+    ``used_at``: when the last of it was used."""
 
     manifests: set[str] = field(default_factory=set)
     links: set[str] = field(default_factory=set)
+    coming: set[str] = field(default_factory=set)
     used_at: float = 0.0
 
 
@@ -162,10 +165,12 @@ class _Eviction:
         self.blocked = {(image.repository, digest) for digest in image.digests}
         spared = store.touches.block(self.blocked)
         number = repository_id(connection, Repository(image.repository))
-        if number is None or spared or not image.digests.isdisjoint(store.leases.digests()):
+        doomed = None if number is None else _doom(connection, number, image)
+        if number is None or doomed is None or (self._unused and doomed.used_at > image.used_at):
             return None
-        doomed = _doom(connection, number, image)
-        if doomed is None or (self._unused and doomed.used_at > image.used_at):
+        going = doomed.manifests | doomed.links | doomed.coming
+        uses = spared | store.leases.uses()
+        if any((image.repository, digest) in uses for digest in going):
             return None
         if not image.blob:
             _drop_tags(connection, number, image.digest)
@@ -208,10 +213,10 @@ def _walk(connection: sqlite3.Connection, number: int, root: str) -> _Doomed:
             frontier += [row[0] for row in connection.execute(_CHILDREN, (number, digest))]
     for digest in doomed.manifests:
         doomed.used_at = max(doomed.used_at, connection.execute(touched, (number, digest)).fetchone()[0])
-        for blob, touched_at in connection.execute(_NAMED_BLOBS, (number, digest)).fetchall():
-            if {row[0] for row in connection.execute(_NAMING, (number, blob))} <= doomed.manifests:
-                doomed.links.add(blob)
-                doomed.used_at = max(doomed.used_at, touched_at)
+        for child, touched_at in connection.execute(_NAMED, (number, digest)).fetchall():
+            if {row[0] for row in connection.execute(_NAMING, (number, child))} <= doomed.manifests:
+                (doomed.coming if touched_at is None else doomed.links).add(child)
+                doomed.used_at = max(doomed.used_at, touched_at or 0.0)
     return doomed
 
 

@@ -15,6 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sluice.oci.digest import Digest
+from sluice.oci.reference import Repository
+
+Use = tuple[str, str]
+"""A repository and a digest, as text."""
 
 
 class Leases:
@@ -22,30 +26,34 @@ class Leases:
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        self._digests: dict[int, str] = {}
+        self._uses: dict[int, Use] = {}
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return len(self._uses)
 
-    def take(self, digest: Digest) -> int:
-        """From here on the content is in use. Returns what ``drop`` takes."""
+    def take(self, repository: Repository, digest: Digest) -> int:
+        """From here on the content is in use in this repository. Returns what ``drop`` takes."""
         number = next(self._numbers)
-        self._digests[number] = str(digest)
+        self._uses[number] = (repository, str(digest))
         return number
 
     def drop(self, number: int) -> None:
         """Not any more, as far as this lease goes; idempotent."""
-        self._digests.pop(number, None)
+        self._uses.pop(number, None)
 
     @contextmanager
-    def held(self, digest: Digest) -> Iterator[None]:
+    def held(self, repository: Repository, digest: Digest) -> Iterator[None]:
         """A lease for as long as the block runs."""
-        number = self.take(digest)
+        number = self.take(repository, digest)
         try:
             yield
         finally:
             self.drop(number)
 
+    def uses(self) -> frozenset[Use]:
+        """All that is in use."""
+        return frozenset(list(self._uses.values()))
+
     def digests(self) -> frozenset[str]:
-        """All that is in use, as text."""
-        return frozenset(list(self._digests.values()))
+        """The contents that are in use, in whichever repository."""
+        return frozenset(digest for _, digest in self.uses())

@@ -322,12 +322,12 @@ class LocalStore:
         return Descriptor(manifest.media_type, manifest.digest, len(manifest.raw))
 
     def _read_manifest(self, repository: Repository, digest: Digest) -> Manifest:
-        with self.leases.held(digest):
+        with self.leases.held(repository, digest):
             found = self.index.read(lambda c: queries.find_manifest(c, repository, digest))
             return Manifest.parse(self._contents.read(digest, found.size), found.media_type, digest.algorithm)
 
     def _open_blob(self, repository: Repository, digest: Digest) -> BlobReader:
-        lease = self.leases.take(digest)  # before looking: whoever unlinks the file sees it
+        lease = self.leases.take(repository, digest)  # before looking: whoever unlinks the file sees it
         try:
             size = self.index.read(lambda c: queries.blob_size(c, repository, digest))
             return self._contents.open(digest, size, self._readers, lambda: self.leases.drop(lease))
@@ -336,7 +336,7 @@ class LocalStore:
             raise
 
     def _stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
-        with self.leases.held(digest):
+        with self.leases.held(repository, digest):
             size = self.index.read(lambda c: queries.blob_size(c, repository, digest))
             intact = self._contents.has_file(digest, size)
         if not intact:
