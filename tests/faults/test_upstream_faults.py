@@ -5,9 +5,11 @@ What is held already is in ``test_upstream_stale``, who may ask in ``test_upstre
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from faults.street import LAYER_BYTES, REPOSITORY, House, Street, wait_until
+from faults.street import LAYER_BYTES, REPOSITORY, House, Street, check_whole, contents, street, wait_until
 from sluice.oci.digest import Digest
 from sluice.testing.upstreams import (
     Cut,
@@ -199,3 +201,20 @@ def test_a_huge_blob_streams(town: Street, house: House) -> None:
     house.spoil(Failing(503))
     house.upstream.stop()
     wait_until(lambda: town.metric("sluice_cache_fills_active") == 0, "the fill gives up")
+
+
+def test_a_blob_beyond_the_budget_streams(tmp_path: Path) -> None:
+    """It goes past the cache, which says so; nothing of it is kept, and the upstream's transfer ends with the client's.
+    What fits is kept as ever."""
+    with street(tmp_path, 1, "--cache-max-bytes", "64MiB") as town:
+        house = town.house()
+        digest = Digest("sha256", "7" * 64)
+        house.upstream.content.hold_blob(REPOSITORY, GeneratedBlob(HUGE_BYTES, declared=digest))
+        unkept = town.metric("sluice_cache_unkept_total")
+        house.read_some(f"blobs/{digest}", READ_BYTES)
+        assert unkept < town.metric("sluice_cache_unkept_total")
+        house.upstream.wait_idle()
+        check_whole(town.sluice)
+        assert {} == contents(town.sluice)
+        assert house.layer == house.blob().body
+        wait_until(lambda: house.held, "the layer is kept")

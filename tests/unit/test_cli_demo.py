@@ -156,7 +156,7 @@ def test_commands_of_the_summary_work_until_ctrl_c(tmp_path: Path) -> None:
         while "Ctrl-C ends it" not in (line := demo.stderr.readline()):
             assert line, "the demo ended early"
         printed = [demo.stdout.readline()]
-        while " tags " not in printed[-1]:
+        while " cache list " not in printed[-1]:
             printed.append(demo.stdout.readline())
         tried = [
             subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -165,7 +165,8 @@ def test_commands_of_the_summary_work_until_ctrl_c(tmp_path: Path) -> None:
         demo.send_signal(signal.SIGINT)
         rest = demo.communicate(timeout=60)[1]
     assert [(done.returncode, done.stderr) for done in tried] == [(0, "")] * 3
-    assert [row.split()[0] for row in tried[-1].stdout.splitlines()] == ["REPOSITORY", "demo/hello", "demo/news"]
+    listed = [row.split()[0].partition(":")[0] for row in tried[-1].stdout.splitlines()]
+    assert ["IMAGE", "demo/hello", "demo/news"] == [listed[0], *sorted(listed[1:])]
     assert "Sluice-Cache: " in tried[1].stdout.title()
     assert demo.returncode == 0, rest
     assert leftovers() - before == set()

@@ -124,7 +124,7 @@ def _summarise(story: Story, is_open: bool) -> None:
     commands = [
         f"skopeo inspect --cert-dir {cache.certificates} {image}",
         f"curl -sSI --cacert {cache.ca} {cache.url}/v2/{REPOSITORY}/manifests/{TAG}",
-        f"{sluice} tags --data {cache.data}",
+        f"{sluice} cache list --data {cache.data}",
     ]
     if not is_open:
         commands[:0] = [f"skopeo login --cert-dir {cache.certificates} {cache.address}"]
