@@ -31,6 +31,7 @@ from sluice.config.values import (
 )
 
 VARIABLE_PREFIX = "SLUICE_"
+WRITE_BYTES_PER_S = 200_000_000
 
 
 class _Section(BaseModel):
@@ -78,6 +79,12 @@ class StorageConfig(_Section):
         default=False, description="accept an image index although some of its manifests are not held"
     )
     history_per_tag: Count = Field(default=50, ge=1, le=100_000, description="moves that are remembered for each tag")
+    write_bytes_per_s: Size = Field(
+        default=WRITE_BYTES_PER_S,
+        description="bytes per second that all blobs which a cache fetches are written at, so that neighbours on the"
+        " disk (etcd) keep their pace; 0 sets no ceiling",
+    )
+    pace_pushes: bool = Field(default=False, description="hold pushes of blobs to `storage.write_bytes_per_s` as well")
 
 
 class GcConfig(_Section):

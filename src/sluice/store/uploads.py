@@ -28,8 +28,10 @@ from sluice.oci.content import Descriptor
 from sluice.oci.digest import HEX_LENGTH, Digest
 from sluice.oci.reference import Repository
 from sluice.store.blobs import LocalBlob
+from sluice.store.pace import BURST_BYTES, Pacer
 from sluice.store.reserve import Reserve
 from sluice.store.session import NOTE_SUFFIX, Note, SessionFile
+from sluice.store.settings import StoreSettings
 from sluice.store.threads import submit
 
 T = TypeVar("T")
@@ -72,12 +74,19 @@ class LocalUploads:
     """``Uploads`` over the directory ``uploads/``; sessions are found again after a restart."""
 
     def __init__(
-        self, directory: Path, reserve: Reserve, publish: Publish, limit: int, clock: Callable[[], float] = time.time
+        self,
+        directory: Path,
+        reserve: Reserve,
+        publish: Publish,
+        settings: StoreSettings,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._directory = directory
         self._reserve = reserve
         self._publish = publish
-        self._limit = limit
+        self._limit = settings.uploads_max
+        self._pacer = Pacer(settings.write_bytes_per_s)
+        self._pace_pushes = settings.pace_pushes
         self._clock = clock
         self._writers: Executor | None = None
         self._committers: Executor | None = None
@@ -147,13 +156,16 @@ class LocalUploads:
         return found.file.offset
 
     async def append_batch(self, repository: Repository, session: str, batch: Sequence[bytes]) -> int:
-        """Append what is in memory already; for a writer that does its own batching. As ``append``."""
-
-        async def whole() -> AsyncIterator[bytes]:
-            for chunk in batch:
-                yield chunk
-
-        return await self.append(repository, session, None, whole())
+        """Append what is in memory already, in at most ``BATCH_CHUNKS_MAX`` pieces; for a writer that does its own
+        batching. Waits for the ceiling on bulk writes. The file stays open until the session ends."""
+        found = await self._find(repository, session)
+        async with found.lock:
+            await self._ready(found, session)
+            await self._pace(found, sum(map(len, batch)))
+            try:
+                return await self._run(self._writers, found, _write(found.file, batch))
+            finally:
+                found.used_at = self._clock()
 
     async def tail(self, repository: Repository, session: str) -> LocalBlob:
         """Open the session's file for reading while it grows, once it has bytes; raises UploadUnknown. It stays
@@ -223,6 +235,8 @@ class LocalUploads:
                 batch.append(chunk)
                 size += len(chunk)
                 if size >= self._batch_bytes() or len(batch) == BATCH_CHUNKS_MAX:
+                    if self._pace_pushes:
+                        await self._pace(session, size)
                     if session.last is not None:
                         await _uninterrupted(session.last)
                     self._chain(self._writers, session, _write(session.file, batch))
@@ -230,6 +244,12 @@ class LocalUploads:
         finally:
             self._receiving -= 1
             await _uninterrupted(self._chain(self._writers, session, _write_and_close(session.file, batch)))
+
+    async def _pace(self, session: _Session, size: int) -> None:
+        """Keep to the ceiling; what is small goes first."""
+        wait_s = self._pacer.take(size)
+        if wait_s > 0 and session.file.offset + size > BURST_BYTES:
+            await asyncio.sleep(wait_s)
 
     async def _find(self, repository: Repository, identifier: str) -> _Session:
         found = await self._load(identifier)
@@ -263,7 +283,7 @@ class LocalUploads:
         return _Session(note, file, newest.stat().st_mtime)
 
     def _file(self, identifier: str, algorithm: str) -> SessionFile:
-        return SessionFile(self._directory / identifier, algorithm, self._reserve, self._hashers)
+        return SessionFile(self._directory / identifier, algorithm, self._reserve, self._pacer, self._hashers)
 
     def _batch_bytes(self) -> int:
         """How much to gather before it is written: a share of what all uploads may hold."""

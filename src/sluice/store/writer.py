@@ -33,10 +33,11 @@ class LocalBlobWriter:
     async def write(self, data: Sequence[bytes]) -> None:
         """Append; raises StorageFull. After an error ``offset`` is still the truth."""
         try:
-            await self._uploads.append_batch(self._repository, self._session, data)
-        finally:
+            self._offset = await self._uploads.append_batch(self._repository, self._session, data)
+        except BaseException:
             with contextlib.suppress(UploadUnknown):
                 self._offset = await self._uploads.offset(self._repository, self._session)
+            raise
 
     async def commit(self, digest: Digest) -> Descriptor:
         """Verify, make durable, publish in the repository; raises DigestInvalid (the content is then dropped)."""
