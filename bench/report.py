@@ -105,7 +105,16 @@ def _bars(rows: Sequence[Row]) -> list[Cells]:
 def _bar(row: Row, verdict: Verdict) -> Cells:
     bar = verdict.bar
     sign = "≤" if bar.at_most else "≥"
-    wanted = f"{sign} {bar.limit:g} {_TIMES} {bar.against}" if bar.against else f"{sign} {bar.limit:g} {row.unit}"
+    if bar.against is None:
+        wanted = f"{sign} {bar.limit:g} {row.unit}"
+    elif bar.more:
+        wanted = f"{sign} {bar.limit:g} {row.unit} more than {bar.against}"
+    else:
+        wanted = f"{sign} {bar.limit:g} {_TIMES} {bar.against}"
+    if bar.suffices is not None:
+        wanted += f", or {sign} {bar.suffices:g} {row.unit}"
+    if len({bar.subject for bar in row.bars}) > 1:
+        wanted = f"{bar.subject}: {wanted}"
     return row.number, row.title, wanted, f"{verdict.reached:.2f}", "met" if verdict.met else "**missed**"
 
 
