@@ -17,8 +17,8 @@ import threading
 import time
 from collections.abc import Callable
 
-FLUSH_BYTES = 2 << 20
-DIRTY_BYTES_MAX = 16 << 20  # of all writers together, as long as they are no more than this by FLUSH_BYTES
+FLUSH_BYTES = 1 << 20
+DIRTY_BYTES_MAX = 4 << 20  # of all writers together, while they are few
 BURST_BYTES = 8 << 20
 """What one writer writes without ever waiting for the ceiling, and what all may write at once after a rest."""
 _SYNC_WAIT_BEFORE, _SYNC_WRITE, _SYNC_WAIT_AFTER = 1, 2, 4  # linux/fs.h
