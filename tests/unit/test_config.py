@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sluice.config import LEAVES, Leaf, RegistryConfig, is_loopback, load_config, split_address
 from sluice.config.load import CONFIG_FILE_BYTES
+from sluice.config.remote import UpstreamConfig
 from sluice.config.values import parse_duration, parse_size
 from sluice.errors import ConfigInvalid
 
@@ -23,6 +24,11 @@ SAMPLES = {
     "address": ("127.0.0.9:999", "127.0.0.9:999"),
     "list": ("a,b", ("a", "b")),
     "switch": ("true", True),
+    "upstream": ("http://r.example:5000/team", "http://r.example:5000/team"),
+    "registries": (
+        "docker.io,r.example:5000=http://r.example:5000",
+        {"docker.io": UpstreamConfig(), "r.example:5000": UpstreamConfig(address="http://r.example:5000")},
+    ),
 }
 # What a setting needs beside it, and values that the samples do not fit.
 BESIDE = {
@@ -30,8 +36,18 @@ BESIDE = {
     "client_ca": {"client_listen": "127.0.0.1:9"},
     "tls.certificate": {"tls.key": "/k"},
     "tls.key": {"tls.certificate": "/c"},
+    "mode": {"upstream.address": "r.example"},
+    "upstream.user": {"upstream.password_file": "/p"},
+    "upstream.password_file": {"upstream.user": "u"},
+    "upstream.mirror_user": {"upstream.mirror_password_file": "/p"},
+    "upstream.mirror_password_file": {"upstream.mirror_user": "u"},
+    "upstream.client_certificate": {"upstream.client_key": "/k"},
+    "upstream.client_key": {"upstream.client_certificate": "/c"},
 }
-SPECIAL = {"access.realm": ("https://r.example/token", "https://r.example/token")}
+SPECIAL = {
+    "access.realm": ("https://r.example/token", "https://r.example/token"),
+    "upstream.proxy": ("socks5://127.0.0.1:1080", "socks5://127.0.0.1:1080"),
+}
 
 
 def sample(leaf: Leaf) -> tuple[str, object]:
@@ -152,6 +168,17 @@ def test_precedence(
             {"listen": "127.0.0.1:5002"},
             "operations_listen is '127.0.0.1:5002' (default): is the address of listen already: choose another port",
         ),
+        (
+            {},
+            {"mode": "proxy"},
+            "mode is 'proxy' (flag --mode): needs upstream.address, the registry to ask: set it, or use mode local",
+        ),
+        (
+            {},
+            {"upstream.docker_config": "/c", "upstream.credential_program": "p"},
+            "upstream.credential_program is 'p' (flag --upstream-credential-program): excludes docker_config: choose"
+            " one way to give credentials",
+        ),
         ({}, {"data": "a\0b"}, r"data is 'a\x00b' (flag --data): is not a path: name a file or directory"),
         (
             {},
@@ -184,6 +211,25 @@ def test_mistakes_are_explained(environ: dict[str, str], flags: dict[str, object
             b"listen: {a: 1}",
             "listen is {{'a': 1}} (file {file}): is not an address:"
             " write host:port with a port from 1 to 65535, IPv6 as [::1]:5001",
+        ),
+        (
+            b"registries: {docker.io: {user: x}}",
+            "registries.docker.io.user is 'x' (file {file}): needs password_file beside it: set both or neither",
+        ),
+        (
+            b"registries: {docker.io: {addres: x}}",
+            "registries.docker.io.addres is 'x' (file {file}): is not a known key: see docs/configuration.md for the"
+            " keys there are",
+        ),
+        (
+            b"registries: {a/b: x}",
+            "registries is {{'a/b': 'x'}} (file {file}): has 'a/b', which is no registry's name: write host or"
+            " host:port, as in docker.io",
+        ),
+        (
+            b"upstream: http://robot:secret@r.example",
+            "upstream.address is 'http://…@r.example' (file {file}): has a user name or an @: give credentials in"
+            " their own settings",
         ),
         (b"tls: {names: [1]}", "tls.names is [1] (file {file}): is not text: put it in quotes"),
     ],

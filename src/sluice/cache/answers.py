@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 class Kind(Enum):
     """Where an answer came from: held here; a fill that ran already; a fill begun for it; held here although the
-    upstream would not say so now; the upstream, just asked; the upstream, past the cache."""
+    upstream would not say so now; the upstream, just asked; the upstream, past the cache; a registry without upstream.
+    """
 
     HIT = "hit"
     JOINED = "joined"
@@ -24,6 +25,7 @@ class Kind(Enum):
     STALE = "stale"
     UPSTREAM = "upstream"
     BYPASS = "bypass"
+    LOCAL = "local"
 
 
 @dataclass(frozen=True, slots=True)

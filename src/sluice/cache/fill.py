@@ -335,6 +335,11 @@ class Fills:
         self._gauge()
         return fill
 
+    async def finish(self) -> None:
+        """Wait until none runs or waits; others may begin meanwhile."""
+        while self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+
     async def close(self) -> None:
         """End all fills and drop what they brought; idempotent."""
         self._closed = True

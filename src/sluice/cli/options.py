@@ -25,6 +25,8 @@ _METAVARS = {
     "count": "NUMBER",
     "address": "HOST:PORT",
     "list": "NAME",
+    "upstream": "[SCHEME://]HOST[:PORT][/PATH]",
+    "registries": "NAME[=ADDRESS]",
 }
 _CONFIG = click.option(
     "--config",
@@ -59,7 +61,7 @@ def _configured(command: Callable[..., Result], leaves: Sequence[Leaf]) -> Calla
 
 def default_text(leaf: Leaf) -> str:
     """How a default is written in help and manual; empty if there is none."""
-    if leaf.default is None or leaf.default == ():
+    if leaf.default in (None, ()) or leaf.default == {}:
         return ""
     if leaf.kind == "switch":
         return "true" if leaf.default else "false"
@@ -84,7 +86,7 @@ def _option(leaf: Leaf) -> Callable[[Callable[..., Result]], Callable[..., Resul
     if leaf.kind == "switch":
         return click.option(f"{leaf.flag}/--no-{leaf.flag[2:]}", name, default=None, help=text)
     metavar = "|".join(leaf.choices) or _METAVARS[leaf.kind]
-    return click.option(leaf.flag, name, metavar=metavar, multiple=leaf.kind == "list", help=text)
+    return click.option(leaf.flag, name, metavar=metavar, multiple=leaf.kind in {"list", "registries"}, help=text)
 
 
 def _parameter(key: str) -> str:

@@ -6,6 +6,7 @@ values, ``schema`` says which there are, ``load`` merges what was given over the
 """
 
 from sluice.config.load import CONFIG_VARIABLE, load_config
+from sluice.config.remote import DOCKER_HUB, DOCKER_HUB_HOST, CacheConfig, UpstreamConfig, place_of
 from sluice.config.schema import (
     LEAVES,
     AccessConfig,
@@ -21,8 +22,11 @@ from sluice.config.values import is_loopback, split_address
 
 __all__ = [
     "CONFIG_VARIABLE",
+    "DOCKER_HUB",
+    "DOCKER_HUB_HOST",
     "LEAVES",
     "AccessConfig",
+    "CacheConfig",
     "GcConfig",
     "Leaf",
     "LimitsConfig",
@@ -30,7 +34,9 @@ __all__ = [
     "RegistryConfig",
     "StorageConfig",
     "TlsConfig",
+    "UpstreamConfig",
     "is_loopback",
     "load_config",
+    "place_of",
     "split_address",
 ]

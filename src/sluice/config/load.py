@@ -33,9 +33,11 @@ _REMEDIES = {
     "int_type": "is not a number: write a whole number",
     "bool_parsing": "is not a switch: write true or false",
     "bool_type": "is not a switch: write true or false",
+    "extra_forbidden": "is not a known key: see docs/configuration.md for the keys there are",
     "string_type": "is not text: put it in quotes",
     "string_pattern_mismatch": "has characters that break a header: leave out spaces, quotes and backslashes",
 }
+_SECRET = re.compile(r"(?<=[/'\",])[^/'\",\s]+@|(?<=://)[^'\",\s]+@")
 _SECTIONS = {key.rpartition(".")[0] for key in LEAVES} - {""}
 
 
@@ -120,7 +122,11 @@ def _flatten(document: object, path: Path, prefix: str) -> Iterator[tuple[str, o
         if key in LEAVES:
             yield key, value
         elif key in _SECTIONS:
-            yield from _flatten({} if value is None else value, path, f"{key}.")
+            short = f"{key}.address"
+            if isinstance(value, str) and short in LEAVES:
+                yield short, value
+            else:
+                yield from _flatten({} if value is None else value, path, f"{key}.")
         else:
             raise _unknown(key, path)
 
@@ -148,12 +154,24 @@ def _explain(error: ValidationError, given: Mapping[str, _Given]) -> ConfigInval
     """Turn the first problem into one sentence with key, value, source and remedy."""
     problem = error.errors(include_url=False)[0]
     context = problem.get("ctx", {})
-    key = str(context.get("key", ".".join(str(part) for part in problem["loc"] if isinstance(part, str))))
-    key = next((known for known in LEAVES if key == known or key.startswith(f"{known}.")), key)
+    where = [str(part) for part in problem["loc"] if isinstance(part, str)]
+    key = ".".join([*where, str(context["key"])] if "key" in context else where)
+    known = next((known for known in LEAVES if key == known or key.startswith(f"{known}.")), None)
+    if known is not None and known != "registries":
+        key = known
     reason = problem["msg"].removeprefix("Value error, ")
     reason = _REMEDIES.get(problem["type"], reason.replace("Input should be", "must be"))
     entry = given.get(key)
     if entry is None and key in LEAVES:
         entry = _Given(LEAVES[key].default, "default")
-    came = f" is {entry.value!r} ({entry.source})" if entry is not None else ""
+    if entry is None and key.startswith("registries.") and "registries" in given:
+        section = problem["input"]
+        value = section.get(context["key"]) if "key" in context and isinstance(section, dict) else section
+        entry = _Given(value, given["registries"].source)
+    came = f" is {_shown(entry.value)} ({entry.source})" if entry is not None else ""
     return ConfigInvalid(f"{key}{came}: {reason}")
+
+
+def _shown(value: object) -> str:
+    """For people, without what may be a password before an ``@``."""
+    return _SECRET.sub("…@", repr(value))

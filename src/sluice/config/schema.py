@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
+from sluice.config.remote import CacheConfig, Registries, UpstreamConfig
+from sluice.config.section import Section, conflict
 from sluice.config.values import (
     GIB,
     KIB,
@@ -34,11 +35,7 @@ VARIABLE_PREFIX = "SLUICE_"
 WRITE_BYTES_PER_S = 200_000_000
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class TlsConfig(_Section):
+class TlsConfig(Section):
     """The server's own certificate. Left alone, Sluice makes a CA and a certificate in the data directory."""
 
     certificate: FilePath | None = Field(
@@ -50,7 +47,7 @@ class TlsConfig(_Section):
     )
 
 
-class AccessConfig(_Section):
+class AccessConfig(Section):
     """Who may do what, and how clients are asked to say who they are."""
 
     anonymous_pull: bool = Field(
@@ -69,7 +66,7 @@ class AccessConfig(_Section):
     token_ttl_s: WholeSeconds = Field(default=300, ge=60, le=86400, description="how long a token is good for")
 
 
-class StorageConfig(_Section):
+class StorageConfig(Section):
     """What is kept on disk."""
 
     reserve_bytes: Size = Field(
@@ -77,6 +74,10 @@ class StorageConfig(_Section):
     )
     sparse_indexes: bool = Field(
         default=False, description="accept an image index although some of its manifests are not held"
+    )
+    write_bytes_per_s: Size = Field(
+        default=200_000_000,
+        description="ceiling for the rate of uploads and fetched blobs, so that neighbours on the disk get on; 0: none",
     )
     history_per_tag: Count = Field(default=50, ge=1, le=100_000, description="moves that are remembered for each tag")
     write_bytes_per_s: Size = Field(
@@ -87,7 +88,7 @@ class StorageConfig(_Section):
     pace_pushes: bool = Field(default=False, description="hold pushes of blobs to `storage.write_bytes_per_s` as well")
 
 
-class GcConfig(_Section):
+class GcConfig(Section):
     """When content that nothing names is removed."""
 
     interval_s: Seconds = Field(default=86400, description="time between garbage collections; 0 turns them off")
@@ -99,7 +100,7 @@ class GcConfig(_Section):
     )
 
 
-class LimitsConfig(_Section):
+class LimitsConfig(Section):
     """Bounds on what clients can make the server hold, do or wait for."""
 
     manifest_bytes: Size = Field(default=4 * MIB, ge=KIB, le=64 * MIB, description="largest manifest accepted")
@@ -127,7 +128,7 @@ class LimitsConfig(_Section):
     )
 
 
-class LogConfig(_Section):
+class LogConfig(Section):
     """What is written to standard error."""
 
     format: Literal["human", "json"] = Field(
@@ -139,11 +140,15 @@ class LogConfig(_Section):
     access: bool = Field(default=True, description="write one line for each request")
 
 
-class RegistryConfig(_Section):
+class RegistryConfig(Section):
     """Everything that can be set. Frozen; unknown keys are refused."""
 
-    mode: Literal["local"] = Field(
-        default="local", description="where images come from; `local`: this registry holds them all"
+    mode: Literal["local", "proxy", "direct"] = Field(
+        default="local",
+        description=(
+            "where images come from; `local`: this registry holds them all; `proxy`: from `upstream`, and what was"
+            " fetched is kept; `direct`: from `upstream`, and nothing is kept"
+        ),
     )
     data: FilePath = Field(default=Path("/opt/sluice/registry"), description="directory that holds everything")
     listen: Address = Field(default="127.0.0.1:5001", description="address of the registry")
@@ -158,7 +163,16 @@ class RegistryConfig(_Section):
         default="127.0.0.1:5002", description="address of health, readiness and metrics, in plain HTTP"
     )
     insecure_http: bool = Field(default=False, description="serve the registry without TLS")
+    registries: Registries = Field(
+        default={},
+        description=(
+            "further upstreams by the name that images have there (`docker.io`); each a section with the keys of"
+            " `upstream`, or `NAME=ADDRESS`"
+        ),
+    )
     tls: TlsConfig = TlsConfig()
+    upstream: UpstreamConfig = UpstreamConfig()
+    cache: CacheConfig = CacheConfig()
     access: AccessConfig = AccessConfig()
     storage: StorageConfig = StorageConfig()
     gc: GcConfig = GcConfig()
@@ -170,27 +184,25 @@ class RegistryConfig(_Section):
         tls = self.tls
         if (tls.certificate is None) != (tls.key is None):
             missing, given = ("key", "certificate") if tls.key is None else ("certificate", "key")
-            raise _conflict(f"tls.{given}", f"needs tls.{missing} beside it: set both or neither")
+            raise conflict(f"tls.{given}", f"needs tls.{missing} beside it: set both or neither")
         if tls.certificate is not None and tls.names:
-            raise _conflict("tls.names", "has no effect on a given tls.certificate: remove one of the two")
+            raise conflict("tls.names", "has no effect on a given tls.certificate: remove one of the two")
         if self.insecure_http and (tls.certificate is not None or tls.names):
-            raise _conflict("insecure_http", "excludes tls.certificate, tls.key and tls.names: remove one or the other")
+            raise conflict("insecure_http", "excludes tls.certificate, tls.key and tls.names: remove one or the other")
         if self.client_listen is not None and self.client_ca is None:
-            raise _conflict("client_listen", "needs client_ca, the PEM file with the CA of the clients' certificates")
+            raise conflict("client_listen", "needs client_ca, the PEM file with the CA of the clients' certificates")
         if self.client_listen is None and self.client_ca is not None:
-            raise _conflict("client_ca", "has no effect without client_listen: set both or neither")
+            raise conflict("client_ca", "has no effect without client_listen: set both or neither")
+        if self.mode != "local" and self.upstream.address is None:
+            raise conflict("mode", "needs upstream.address, the registry to ask: set it, or use mode local")
         return self._addresses_differ()
 
     def _addresses_differ(self) -> Self:
         taken = {self.listen: "listen"}
         for key, address in (("client_listen", self.client_listen), ("operations_listen", self.operations_listen)):
             if address is not None and taken.setdefault(address, key) != key:
-                raise _conflict(key, f"is the address of {taken[address]} already: choose another port")
+                raise conflict(key, f"is the address of {taken[address]} already: choose another port")
         return self
-
-
-def _conflict(key: str, reason: str) -> PydanticCustomError:
-    return PydanticCustomError("conflict", "{reason}", {"key": key, "reason": reason})
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +218,17 @@ class Leaf:
     @property
     def flag(self) -> str:
         """The long option, ``--limits-manifest-bytes``."""
-        return "--" + self.key.replace(".", "-").replace("_", "-")
+        return "--" + self._short.replace(".", "-").replace("_", "-")
 
     @property
     def variable(self) -> str:
         """The environment variable, ``SLUICE_LIMITS_MANIFEST_BYTES``."""
-        return VARIABLE_PREFIX + self.key.replace(".", "_").upper()
+        return VARIABLE_PREFIX + self._short.replace(".", "_").upper()
+
+    @property
+    def _short(self) -> str:
+        """``upstream`` stands for its address, as in the file."""
+        return self.key.removesuffix(".address")
 
 
 def leaves(model: type[BaseModel] = RegistryConfig, prefix: str = "") -> Iterator[Leaf]:

@@ -15,6 +15,10 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from sluice.errors import NameInvalid
+from sluice.oci.reference import parse_repository
+from sluice.wire.address import read_upstream
+
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 _SIZE_UNITS = {"": 1, "B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": 1024**4}
 _SIZE_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -101,6 +105,40 @@ def read_realm(value: object) -> object:
     return value
 
 
+def read_proxy(value: object) -> object:
+    """Let the URL of a proxy pass. Raises ValueError with the remedy."""
+    if value is not None and not re.fullmatch(r"(https?|socks5h?)://[^\s/]+/?", str(value)):
+        raise ValueError("is not a proxy's URL: write for example http://proxy.example:3128 or socks5://127.0.0.1:1080")
+    return value
+
+
+def read_registry_name(value: object) -> str:
+    """A registry's name as it stands in images, ``docker.io`` or ``registry.example:5000``, in lower case.
+
+    Raises ValueError with the remedy.
+    """
+    name = str(value).lower()
+    host, colon, port = name.partition(":")
+    try:
+        parse_repository(name.replace(":", "_"))
+    except NameInvalid:
+        host = ""
+    if not host or "/" in name or (colon and not (port.isdigit() and 1 <= int(port) <= 65535)):
+        raise ValueError(f"has {name[:160]!r}, which is no registry's name: write host or host:port, as in docker.io")
+    return name
+
+
+def _upstream(value: object) -> str:
+    text = str(value).strip()
+    read_upstream(text)
+    return text
+
+
+def _upstreams(value: object) -> object:
+    names = _names(value)
+    return [_upstream(name) for name in names] if isinstance(names, list | tuple) else names
+
+
 Size = Annotated[int, BeforeValidator(parse_size), Kind("size")]
 Seconds = Annotated[float, BeforeValidator(parse_duration), Kind("duration")]
 WholeSeconds = Annotated[int, BeforeValidator(parse_duration), Kind("duration")]
@@ -108,3 +146,5 @@ Address = Annotated[str, BeforeValidator(_address), Kind("address")]
 Count = Annotated[int, BeforeValidator(_count), Kind("count")]
 FilePath = Annotated[Path, BeforeValidator(_path), Kind("path")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Kind("list")]
+Upstream = Annotated[str, BeforeValidator(_upstream), Kind("upstream")]
+Upstreams = Annotated[tuple[str, ...], BeforeValidator(_upstreams), Kind("list")]

@@ -10,13 +10,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
-from sluice.errors import RequestInvalid, SluiceError
+from sluice.errors import MethodNotAllowed, RequestInvalid, SluiceError
 from sluice.server import blobs, listing, login, manifests, uploads
 from sluice.server.access import Action, Principal, wanted_scopes
 from sluice.server.blobs import Streams
 from sluice.server.exchange import ClientGone, Exchange, Receive, Scope, Send
-from sluice.server.hot import HotManifest
+from sluice.server.hot import HotManifest, hot_key
 from sluice.server.registry import Registry
 from sluice.wire.problem import problem_headers, render_errors
 from sluice.wire.route import Kind, Route, check_method, parse_route
@@ -25,6 +26,7 @@ log = logging.getLogger("sluice.server")
 
 Handler = Callable[[Registry, Exchange], Awaitable[None]]
 CLIENT_GONE_STATUS = 499
+WRITES = frozenset({Action.PUSH, Action.DELETE})
 PULL_METHODS = frozenset({"GET", "HEAD"})
 NO_BODY = {"type": "http.response.body", "body": b"", "more_body": False}
 
@@ -49,7 +51,6 @@ class Application:
         self.streams = Streams(registry.limits.streams_bytes)
         self.busy: dict[tuple[str, int], int] = {}
         self._sever = sever
-        self._hot = registry.hot.get
         self._log = registry.access_log
         self._served = {method: registry.metrics.series("manifest", method, 200) for method in PULL_METHODS}
         self._handlers: dict[tuple[Kind, str], tuple[Handler, Action | None]] = {
@@ -77,8 +78,10 @@ class Application:
         if scope["type"] != "http":
             return
         began = time.perf_counter()
-        hot = self._hot(scope["raw_path"])
-        if hot is not None and scope["method"] in PULL_METHODS:
+        query = scope["query_string"]
+        path = hot_key(scope["raw_path"], query) if query else scope["raw_path"]
+        hot = self.registry.wiring.hot.get(path)
+        if hot is not None and began < hot.until and scope["method"] in PULL_METHODS:
             authorization = condition = None
             agent = b""
             for name, value in scope["headers"]:
@@ -106,6 +109,7 @@ class Application:
     def _count_hot(self, scope: Scope, sent: int, who: tuple[float, str, bytes]) -> None:
         method, (began, name, agent) = scope["method"], who
         seconds = time.perf_counter() - began
+        self.registry.wiring.hot.hits += 1
         self._served[method].observe(seconds, sent)
         if self._log.enabled:
             self._log.record(
@@ -114,12 +118,16 @@ class Application:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, began: float) -> None:
         x = Exchange(scope, receive, send, self.registry.limits.body_idle_s)
+        x.wiring = wiring = self.registry.wiring
+        x.marks = wiring.marks
+        wiring.enter()
         peer = (scope["client"][0], int(scope["client"][1]))
         self.busy[peer] = self.busy.get(peer, 0) + 1
         operation = "other"
         try:
             operation = await self._guarded(x)
         finally:
+            wiring.leave()
             self.busy[peer] -= 1
             if not self.busy[peer]:
                 del self.busy[peer]
@@ -166,7 +174,10 @@ class Application:
         if x.route.kind is Kind.TOKEN:
             await login.token(self.registry, x)
             return
+        _locate(x)
         handler, action = self._handlers[x.route.kind, x.method]
+        if x.wiring.sink is None:
+            _check_readable(x, action)
         await self._admit(x, x.route, action)
         await handler(self.registry, x)
 
@@ -181,6 +192,24 @@ class Application:
 
     async def _blob(self, registry: Registry, x: Exchange) -> None:
         await blobs.get(registry, x, self.streams, self._sever)
+
+
+def _locate(x: Exchange) -> None:
+    """From the name in the path to the one here. Access is decided by the latter: it is the same by every way in."""
+    repository = x.route.repository
+    if repository is not None:
+        x.asked = repository
+        if x.wiring.names:
+            x.route = replace(x.route, repository=x.wiring.names.locate(repository, x.query.get("ns")))
+
+
+def _check_readable(x: Exchange, action: Action | None) -> None:
+    """Raise MethodNotAllowed for a write, where the mode takes none."""
+    if action in WRITES:
+        raise MethodNotAllowed(
+            f"this registry is in {x.wiring.mode} mode and takes no {x.method}: push to the registry behind it",
+            allow="GET, HEAD",
+        )
 
 
 def _known(method: str) -> str:

@@ -70,13 +70,15 @@ def _target(x: Exchange) -> tuple[Repository, Digest]:
     return x.route.repository, x.route.reference
 
 
-async def head(registry: Registry, x: Exchange) -> None:
+async def head(_: Registry, x: Exchange) -> None:
     """HEAD. From somebody who may push it counts as use, so that GC leaves the blob to the manifest to come."""
     repository, digest = _target(x)
-    if x.principal.allows(Action.PUSH, repository) and not registry.store.touch(repository, digest):
+    sink = x.wiring.sink
+    if sink is not None and x.principal.allows(Action.PUSH, repository) and not sink.touch(repository, digest):
         raise BlobUnknown(f"blob {digest} is unknown in {repository}")
-    descriptor = await registry.store.stat_blob(repository, digest)
-    headers = _headers(digest, descriptor.size)
+    fetched = await x.wiring.fetcher.stat_blob(repository, digest)
+    x.marks = x.wiring.marked(fetched.provenance)
+    headers = _headers(digest, fetched.value)
     if none_match(x.text_header(b"if-none-match"), digest):
         await x.respond_unmodified(headers)
         return
@@ -84,10 +86,10 @@ async def head(registry: Registry, x: Exchange) -> None:
     await x.send(b"", more=False)
 
 
-def _headers(digest: Digest, size: int) -> Headers:
+def _headers(digest: Digest, size: int | None) -> Headers:
     return [
         OCTETS,
-        (b"content-length", b"%d" % size),
+        *([] if size is None else [(b"content-length", b"%d" % size)]),
         (b"accept-ranges", b"bytes"),
         (b"docker-content-digest", str(digest).encode()),
         (b"etag", digest_etag(digest).encode()),
@@ -98,12 +100,17 @@ async def get(registry: Registry, x: Exchange, streams: Streams, sever: Callable
     """GET whole or a range (RFC 9110 section 14). ``sever`` cuts a reader that took nothing for too long."""
     repository, digest = _target(x)
     if none_match(x.text_header(b"if-none-match"), digest):
-        await registry.store.stat_blob(repository, digest)
+        x.marks = x.wiring.marked((await x.wiring.fetcher.stat_blob(repository, digest)).provenance)
         await x.respond_unmodified(_headers(digest, 0))
         return
-    reader = await registry.store.open_blob(repository, digest)
+    wanted = _wanted_range(x, digest)
+    # A range from the end has its beginning where only the size tells.
+    offset = 0 if wanted is None or wanted.first is None else wanted.first
+    fetched = await x.wiring.fetcher.fetch_blob(repository, digest, offset)
+    reader = fetched.value
     try:
-        status, headers, span = _partition(x, digest, reader.size)
+        x.marks = x.wiring.marked(fetched.provenance)
+        status, headers, span = _partition(wanted, digest, reader.size)
         first = await reader.read(span.start, span.next_length(span.start, streams.slice_bytes()))
         await x.start(status, headers)
         await _stream(x, reader, first, span, (streams, sever, registry.limits.response_idle_s))
@@ -111,13 +118,10 @@ async def get(registry: Registry, x: Exchange, streams: Streams, sever: Callable
         reader.close()
 
 
-def _partition(x: Exchange, digest: Digest, size: int | None) -> tuple[int, Headers, Span]:
+def _partition(wanted: ByteRange | None, digest: Digest, size: int | None) -> tuple[int, Headers, Span]:
     """Status, headers and stretch of the answer. Where the size is unknown, a range is answered with the whole
     (RFC 9110 section 14.2: a server may ignore it)."""
-    wanted = None if size is None else _wanted_range(x, digest)
-    if size is None:
-        return 200, [header for header in _headers(digest, 0) if header[0] != b"content-length"], Span(0, None)
-    if wanted is None:
+    if wanted is None or size is None:
         return 200, _headers(digest, size), Span(0, size)
     start, length = resolve(wanted, size)
     headers = [*_headers(digest, length), (b"content-range", content_range(start, length, size).encode())]
@@ -170,8 +174,8 @@ async def _stream(
         gone.cancel()
 
 
-async def delete(registry: Registry, x: Exchange) -> None:
+async def delete(_: Registry, x: Exchange) -> None:
     """DELETE: the repository can no longer read it; the bytes go by GC."""
     repository, digest = _target(x)
-    await registry.store.delete_blob(repository, digest)
+    await x.sink.delete_blob(repository, digest)
     await x.respond(202, [])

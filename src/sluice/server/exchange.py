@@ -11,7 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from sluice.errors import BodyTooLarge, RequestTimeout, SizeInvalid
+from sluice.oci.reference import Repository
 from sluice.server.access import Principal
+from sluice.server.wiring import Wiring
+from sluice.store.local import LocalStore
 from sluice.wire.query import Query, parse_query
 from sluice.wire.route import Route
 
@@ -38,22 +41,29 @@ class ClientGone(Exception):
 
 
 class Exchange:
-    """A request being answered. ``status`` is 0 until the response has started; ``sent`` counts body bytes."""
+    """A request being answered. ``status`` is 0 until the response has started; ``sent`` counts body bytes.
+
+    ``wiring`` is the one that was current when the request began. ``route`` has the repository's name here, ``asked``
+    the one in the path. ``marks`` are the headers that say where the answer comes from.
+    """
 
     __slots__ = (
         "_headers",
         "_query",
         "_receive",
         "_send",
+        "asked",
         "body_ended",
         "error_headers",
         "idle_s",
+        "marks",
         "method",
         "principal",
         "route",
         "scope",
         "sent",
         "status",
+        "wiring",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, idle_s: float) -> None:
@@ -61,6 +71,9 @@ class Exchange:
         self.method: str = scope["method"]
         self.idle_s = idle_s
         self.route: Route
+        self.asked: Repository
+        self.wiring: Wiring
+        self.marks: Headers = []
         self.principal: Principal
         self.status = 0
         self.sent = 0
@@ -70,6 +83,12 @@ class Exchange:
         self._send = send
         self._headers: dict[bytes, bytes] | None = None
         self._query: Query | None = None
+
+    @property
+    def sink(self) -> LocalStore:
+        """Where this request writes; it has been refused where there is none."""
+        assert self.wiring.sink is not None
+        return self.wiring.sink
 
     def header(self, name: bytes) -> bytes | None:
         """The value of a header by its lower-case name; the last one where it came twice."""
@@ -189,7 +208,9 @@ class Exchange:
     async def start(self, status: int, headers: Headers) -> None:
         """Send the response's head."""
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": [SERVER, API_VERSION, *headers]})
+        await self._send(
+            {"type": "http.response.start", "status": status, "headers": [SERVER, API_VERSION, *self.marks, *headers]}
+        )
 
     async def send(self, data: bytes, *, more: bool) -> None:
         """Send a part of the body; waits while the reader is slow."""

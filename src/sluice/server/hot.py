@@ -6,6 +6,7 @@ acknowledged; an answer that was being prepared while such a write happened is n
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,10 @@ _STRIPES = 1024
 
 @dataclass(slots=True)
 class HotManifest:
-    """A prepared 200 answer: the two ASGI messages, and what access and conditional checks need."""
+    """A prepared 200 answer: the two ASGI messages, and what access and conditional checks need.
+
+    ``until``: when it may not be given any more, by ``time.perf_counter``.
+    """
 
     repository: Repository
     digest: Digest
@@ -27,14 +31,24 @@ class HotManifest:
     start: dict[str, Any]
     body: dict[str, Any]
     size: int
+    until: float = math.inf
+
+
+def hot_key(path: bytes, query: bytes) -> bytes:
+    """What an answer is kept under: the raw path, with the namespace that containerd adds. Empty, as no path is,
+    with another query."""
+    if not query:
+        return path
+    return path + b"?" + query if query.startswith(b"ns=") and b"&" not in query else b""
 
 
 class HotManifests:
-    """Answers by raw request path. ``limit_bytes`` bounds the whole."""
+    """Answers by ``hot_key``. ``limit_bytes`` bounds the whole; ``hits`` counts what was answered from here."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.bytes = 0
+        self.hits = 0
         self._entries: OrderedDict[bytes, HotManifest] = OrderedDict()
         self._paths: dict[Repository, set[bytes]] = {}
         self._generations = [0] * _STRIPES
@@ -45,9 +59,14 @@ class HotManifests:
         return self._generations[hash(repository) % _STRIPES]
 
     def keep(self, path: bytes, entry: HotManifest, generation: int) -> None:
-        """Keep an answer, unless the repository changed since ``begin``."""
-        if generation != self.begin(entry.repository) or path in self._entries:
+        """Keep an answer, unless the repository changed since ``begin``, or one that holds as long is there."""
+        if generation != self.begin(entry.repository):
             return
+        known = self._entries.get(path)
+        if known is not None:
+            if known.until >= entry.until:
+                return
+            self._drop(path)
         self._entries[path] = entry
         self._paths.setdefault(entry.repository, set()).add(path)
         self.bytes += entry.size + ENTRY_OVERHEAD_BYTES

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+
+from sluice.cache.answers import Fetched
 from sluice.errors import ManifestInvalid, ManifestUnknown, StoreDamaged
 from sluice.oci.content import Descriptor
 from sluice.oci.digest import Digest
@@ -9,8 +12,9 @@ from sluice.oci.manifest import Manifest
 from sluice.oci.reference import Reference, Repository
 from sluice.server.access import Action
 from sluice.server.exchange import API_VERSION, SERVER, Exchange, Headers
-from sluice.server.hot import HotManifest
+from sluice.server.hot import HotManifest, hot_key
 from sluice.server.registry import Registry
+from sluice.store.local import LocalStore
 from sluice.wire.etag import digest_etag, none_match
 
 
@@ -30,9 +34,21 @@ def _headers(descriptor: Descriptor) -> Headers:
     ]
 
 
-def _prepared(repository: Repository, manifest: Manifest) -> HotManifest:
-    descriptor = Descriptor(manifest.media_type, manifest.digest, len(manifest.raw))
-    headers = [SERVER, API_VERSION, *_headers(descriptor)]
+def _describe(manifest: Manifest) -> Descriptor:
+    return Descriptor(manifest.media_type, manifest.digest, len(manifest.raw))
+
+
+def _keep(x: Exchange, fetched: Fetched[Manifest], generation: int) -> None:
+    """Leave the answer in memory for the next one who asks, for as long as it may be given again."""
+    key = hot_key(x.scope["raw_path"], x.scope["query_string"])
+    if key and fetched.fresh_s > 0:
+        prepared = _prepared(_target(x)[0], fetched.value, x.wiring.marked_hot(fetched))
+        prepared.until = time.perf_counter() + fetched.fresh_s
+        x.wiring.hot.keep(key, prepared, generation)
+
+
+def _prepared(repository: Repository, manifest: Manifest, marks: Headers) -> HotManifest:
+    headers = [SERVER, API_VERSION, *marks, *_headers(_describe(manifest))]
     return HotManifest(
         repository=repository,
         digest=manifest.digest,
@@ -43,37 +59,42 @@ def _prepared(repository: Repository, manifest: Manifest) -> HotManifest:
     )
 
 
-async def get(registry: Registry, x: Exchange) -> None:
+async def get(_: Registry, x: Exchange) -> None:
     """GET or HEAD. What a GET read stays in memory for the next one."""
     repository, reference = _target(x)
-    generation = registry.hot.begin(repository)
-    descriptor = await registry.store.resolve(repository, reference)
-    if x.method == "HEAD" and x.principal.allows(Action.PUSH, repository):
-        descriptor = await _touched(registry, repository, reference, descriptor)
-    if none_match(x.text_header(b"if-none-match"), descriptor.digest):
-        await x.respond_unmodified(_headers(descriptor))
-        return
-    if x.method == "HEAD":
-        await x.start(200, _headers(descriptor))
-        await x.send(b"", more=False)
-        return
-    manifest = await registry.store.manifest(repository, descriptor.digest)
-    registry.hot.keep(x.scope["raw_path"], _prepared(repository, manifest), generation)
-    await x.start(200, _headers(descriptor))
-    await x.send(manifest.raw, more=False)
+    wiring = x.wiring
+    generation = wiring.hot.begin(repository)
+    condition = x.text_header(b"if-none-match")
+    if x.method == "HEAD" or condition is not None:
+        described = await wiring.fetcher.fetch_descriptor(repository, reference)
+        x.marks, descriptor = wiring.marked(described.provenance), described.value
+        if x.method == "HEAD" and wiring.sink is not None and x.principal.allows(Action.PUSH, repository):
+            descriptor = await _touched(wiring.sink, repository, reference, descriptor)
+        if none_match(condition, descriptor.digest):
+            await x.respond_unmodified(_headers(descriptor))
+            return
+        if x.method == "HEAD":
+            await x.start(200, _headers(descriptor))
+            await x.send(b"", more=False)
+            return
+    fetched = await wiring.fetcher.fetch_named(repository, reference)
+    x.marks = wiring.marked(fetched.provenance)
+    _keep(x, fetched, generation)
+    await x.start(200, _headers(_describe(fetched.value)))
+    await x.send(fetched.value.raw, more=False)
 
 
 async def _touched(
-    registry: Registry, repository: Repository, reference: Reference, descriptor: Descriptor
+    store: LocalStore, repository: Repository, reference: Reference, descriptor: Descriptor
 ) -> Descriptor:
     """A writer's HEAD counts as use: it is how a push finds out what it need not send. Touched first, then looked at
     again (``store.touches``); raises ManifestUnknown where GC has just condemned it, and where its file is damaged, so
     that the push which follows brings it back."""
-    if not registry.store.touch(repository, descriptor.digest):
+    if not store.touch(repository, descriptor.digest):
         raise ManifestUnknown(f"manifest {reference} is unknown in {repository}")
-    found = await registry.store.resolve(repository, reference)
+    found = await store.resolve(repository, reference)
     try:
-        await registry.store.manifest(repository, found.digest)
+        await store.manifest(repository, found.digest)
     except StoreDamaged:
         raise ManifestUnknown(f"manifest {reference} of {repository} is damaged in this store: push it again") from None
     return found
@@ -88,7 +109,7 @@ async def put(registry: Registry, x: Exchange) -> None:
     raw = await x.read_body(registry.limits.manifest_bytes, "limits.manifest_bytes")
     algorithm = reference.algorithm if isinstance(reference, Digest) else "sha256"
     manifest = Manifest.parse(raw, media_type, algorithm)
-    descriptor = await registry.store.put_manifest(repository, reference, manifest, x.principal.name)
+    descriptor = await x.sink.put_manifest(repository, reference, manifest, x.principal.name)
     headers: Headers = [
         (b"location", f"/v2/{repository}/manifests/{descriptor.digest}".encode()),
         (b"docker-content-digest", str(descriptor.digest).encode()),
@@ -98,8 +119,8 @@ async def put(registry: Registry, x: Exchange) -> None:
     await x.respond(201, headers)
 
 
-async def delete(registry: Registry, x: Exchange) -> None:
+async def delete(_: Registry, x: Exchange) -> None:
     """DELETE a tag, or a manifest with every tag on it; readers notice at once."""
     repository, reference = _target(x)
-    await registry.store.delete(repository, reference, x.principal.name)
+    await x.sink.delete(repository, reference, x.principal.name)
     await x.respond(202, [])

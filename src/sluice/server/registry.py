@@ -1,15 +1,12 @@
-"""What the handlers work on: the wiring of one mode, with its limits.
-
-Handlers know these contracts and nothing behind them; another mode is another value of this class.
-"""
+"""What the handlers work on: what is the same in every mode, and the wiring of the current one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sluice.oci.reference import Repository
 from sluice.server.access import Access
-from sluice.server.hot import HotManifests
-from sluice.store.local import LocalStore
+from sluice.server.wiring import Wiring
 from sluice.telemetry import AccessLog, Metrics
 
 
@@ -23,13 +20,17 @@ class Limits:
     streams_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Registry:
-    """A wired registry."""
+    """A registry. ``wiring`` is what a request that begins now takes (``Exchange.wiring``), and the only part of it
+    that changes."""
 
-    store: LocalStore
+    wiring: Wiring
     access: Access
-    hot: HotManifests
     metrics: Metrics
     access_log: AccessLog
     limits: Limits
+
+    def changed(self, repository: Repository) -> None:
+        """A repository is not what it was: nothing of it is answered from memory."""
+        self.wiring.hot.changed(repository)

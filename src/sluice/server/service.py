@@ -15,14 +15,15 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from sluice.cache.answers import CacheCounters
 from sluice.config import RegistryConfig, is_loopback, split_address
 from sluice.errors import ConfigInvalid, SluiceError
 from sluice.server.access import Access, AccessSettings, Principal
 from sluice.server.app import Application
 from sluice.server.certificates import Certificates
 from sluice.server.health import Operations, Readiness
-from sluice.server.hot import HotManifests
 from sluice.server.listen import Endpoint, Listener, Tls
+from sluice.server.modes import Ground, wire
 from sluice.server.passwords import PasswordCheck
 from sluice.server.registry import Limits, Registry
 from sluice.server.settings import store_settings
@@ -55,6 +56,8 @@ class Service:
         self.store: LocalStore
         self.users: Users
         self.schedule: GcSchedule
+        self.counters = CacheCounters()
+        self.registry: Registry | None = None
         self._totals = Totals(0, 0, 0)
         self._access: Access | None = None
         self._listeners: list[Listener] = []
@@ -76,10 +79,10 @@ class Service:
     async def _start(self) -> None:
         await self.store.start()
         self.users = Users(self.config.data)
-        self.schedule = GcSchedule(self.store, self.config.gc.interval_s)
         await asyncio.to_thread(self.certificates.refresh)
-        registry = self._registry()
-        self.store.events.on_change(registry.hot.changed)
+        registry = self.registry = self._registry()
+        self.store.events.on_change(registry.changed)
+        self.schedule = GcSchedule(self.store, self.config.gc.interval_s, lambda: registry.wiring.mode == "local")
         self._measure(registry)
         self.access_log.start()
         await self._listen(registry)
@@ -108,8 +111,8 @@ class Service:
             streams_bytes=config.limits.streams_bytes,
         )
         self._access = Access(self.users, checks, tokens, settings)
-        hot = HotManifests(config.limits.hot_manifests_bytes)
-        return Registry(self.store, self._access, hot, self.metrics, self.access_log, limits)
+        wiring = wire(config, Ground(self.store, self.counters))
+        return Registry(wiring, self._access, self.metrics, self.access_log, limits)
 
     async def _listen(self, registry: Registry) -> None:
         config = self.config
@@ -138,7 +141,7 @@ class Service:
         gauge("store_bytes", "Bytes held", lambda: self._totals.bytes)
         gauge("store_free_bytes", "Free bytes on the data directory's disk", lambda: free_bytes(self.config.data))
         gauge("uploads_open", "Upload sessions open", lambda: store.uploads.count)
-        gauge("hot_manifests_bytes", "Memory held by hot manifests", lambda: registry.hot.bytes)
+        gauge("hot_manifests_bytes", "Memory held by hot manifests", lambda: registry.wiring.hot.bytes)
         gauge(
             "access_log_dropped",
             "Access log lines dropped because writing them fell behind",
@@ -222,6 +225,8 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.access_log.stop()
+        if self.registry is not None:
+            await self.registry.wiring.close()
         if self._access is not None:
             self._access.close()
         await self.store.close()

@@ -50,7 +50,7 @@ async def start(registry: Registry, x: Exchange) -> None:
     mount, digest = x.query.get("mount"), x.query.get("digest")
     if mount is not None and await _mounted(registry, x, mount):
         return
-    uploads = registry.store.uploads
+    uploads = x.sink.uploads
     if digest is not None and mount is None:
         wanted = Digest.parse(digest)
         session = await uploads.start(repository, wanted.algorithm)
@@ -86,7 +86,7 @@ async def _mounted(registry: Registry, x: Exchange, mount: str) -> bool:
         return False
     if not x.principal.allows(Action.PULL, source):
         return False
-    descriptor = await registry.store.mount(_repository(x), source, digest)
+    descriptor = await x.sink.mount(_repository(x), source, digest)
     if descriptor is None:
         return False
     await _created(x, _repository(x), descriptor)
@@ -108,7 +108,7 @@ def _announced_offset(x: Exchange) -> int | None:
 async def _append(registry: Registry, x: Exchange) -> int:
     repository, session = _session(x)
     try:
-        return await registry.store.uploads.append(repository, session, _announced_offset(x), x.body())
+        return await x.sink.uploads.append(repository, session, _announced_offset(x), x.body())
     except UploadRangeInvalid as error:
         x.error_headers = _progress(repository, session, error.offset)
         raise
@@ -129,19 +129,19 @@ async def put(registry: Registry, x: Exchange) -> None:
         raise DigestInvalid("the digest parameter is missing; end an upload with PUT <location>?digest=<digest>")
     digest = Digest.parse(text)
     await _append(registry, x)
-    descriptor = await registry.store.uploads.commit(repository, session, digest)
+    descriptor = await x.sink.uploads.commit(repository, session, digest)
     await _created(x, repository, descriptor)
 
 
 async def status(registry: Registry, x: Exchange) -> None:
     """GET: how many bytes the session holds."""
     repository, session = _session(x)
-    offset = await registry.store.uploads.offset(repository, session)
+    offset = await x.sink.uploads.offset(repository, session)
     await x.respond(204, _progress(repository, session, offset))
 
 
 async def cancel(registry: Registry, x: Exchange) -> None:
     """DELETE: drop the session and its bytes."""
     repository, session = _session(x)
-    await registry.store.uploads.cancel(repository, session)
+    await x.sink.uploads.cancel(repository, session)
     await x.respond(204, [])

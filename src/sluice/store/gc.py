@@ -145,7 +145,9 @@ class GcSchedule:
     and ``unlinked_bytes`` count files since the start.
     """
 
-    def __init__(self, store: LocalStore, interval_s: float) -> None:
+    def __init__(self, store: LocalStore, interval_s: float, wanted: Callable[[], bool] = lambda: True) -> None:
+        """``wanted`` says, when a collection is due, whether it shall be."""
+        self._wanted = wanted
         self.last_success = 0.0
         self.unlinked = 0
         self.unlinked_bytes = 0
@@ -162,7 +164,8 @@ class GcSchedule:
             try:
                 if self._interval_s and time.monotonic() >= next_run:
                     next_run = time.monotonic() + self._interval_s
-                    _log.info("garbage collection: %s", await self.collect())
+                    if self._wanted():
+                        _log.info("garbage collection: %s", await self.collect())
                 else:
                     self._count(*await asyncio.to_thread(unlink_condemned, self._store))
             except (SluiceError, OSError) as error:

@@ -74,13 +74,16 @@ def parse_upstream(text: str, field: str = "upstream") -> UpstreamAddress:
     Raises ConfigInvalid, which names ``field``, the value and the remedy.
     """
     try:
-        return _parse(text.strip())
+        return read_upstream(text.strip())
     except ValueError as error:
         raise ConfigInvalid(f"{field} is {_shown(text)}, which {error}") from None
 
 
-def _parse(text: str) -> UpstreamAddress:
-    """Raises ValueError with the second half of the message."""
+def read_upstream(text: str) -> UpstreamAddress:
+    """``parse_upstream`` for a caller that names the field and the value itself.
+
+    Raises ValueError with the second half of the sentence: what is wrong with the value, and the remedy.
+    """
     if len(text) > ADDRESS_LENGTH_MAX:
         raise ValueError(f"has more than {ADDRESS_LENGTH_MAX} characters: {_EXAMPLE}")
     found = _SCHEME.match(text)

@@ -1,0 +1,17 @@
+"""What every section of the configuration is, and how two settings of one section can contradict each other."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def conflict(key: str, reason: str) -> PydanticCustomError:
+    """What is wrong with ``key`` beside others; ``key`` is relative to the section that finds it."""
+    return PydanticCustomError("conflict", "{reason}", {"key": key, "reason": reason})

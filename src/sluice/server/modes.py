@@ -1,0 +1,163 @@
+"""The three modes, each a wiring of the same parts. The one place where that is decided.
+
+Local reads and writes the store. Proxy reads upstreams through the store. Direct reads upstreams and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from sluice.cache.answers import CacheCounters
+from sluice.cache.fill import Fills
+from sluice.cache.policy import CachePolicy
+from sluice.config import DOCKER_HUB, DOCKER_HUB_HOST, RegistryConfig, UpstreamConfig, place_of
+from sluice.errors import ConfigInvalid
+from sluice.server.fetchers import CacheFetcher, DirectFetcher, Fetcher, LocalFetcher, NamedRemote
+from sluice.server.hot import HotManifests
+from sluice.server.namespaces import Names, Namespaces
+from sluice.server.wiring import Wiring
+from sluice.store.local import LocalStore
+from sluice.upstream.registry import RemoteRegistry
+from sluice.upstream.settings import (
+    Anonymous,
+    CredentialProgram,
+    CredentialSettings,
+    DockerConfig,
+    PasswordFile,
+    UpstreamLimits,
+    UpstreamSettings,
+)
+from sluice.wire.address import parse_upstream
+
+DEFAULT = "default"
+"""What logs and metrics call the upstream that has no name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What all wirings of a server share: its store, and the numbers that outlive each of them."""
+
+    store: LocalStore
+    counters: CacheCounters
+
+
+def wire(config: RegistryConfig, ground: Ground) -> Wiring:
+    """The wiring that the configuration asks for. Raises ConfigInvalid; asks no upstream anything."""
+    names = Names(config.registries)
+    hot = HotManifests(config.limits.hot_manifests_bytes)
+    if config.mode == "local":
+        return Wiring("local", LocalFetcher(ground.store), ground.store, hot, names)
+    if config.cache.authorize == "upstream":
+        raise ConfigInvalid("cache.authorize is 'upstream', which is not available yet: use callers")
+    remotes = {name: RemoteRegistry(settings) for name, settings in upstream_settings(config)}
+    if config.mode == "direct":
+        return _direct(config, ground, (hot, names, remotes))
+    return _proxy(config, ground, (hot, names, remotes))
+
+
+_Parts = tuple[HotManifests, Names, dict[str, RemoteRegistry]]
+
+
+def _direct(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
+    hot, names, remotes = parts
+    policy = cache_policy(config)
+    fetcher = _spread(remotes, lambda remote: DirectFetcher(remote, policy, ground.counters))
+    wiring = Wiring("direct", fetcher, None, hot, names, remotes)
+
+    async def end() -> None:
+        for remote in remotes.values():
+            await remote.close()
+
+    wiring.end = end
+    return wiring
+
+
+def _proxy(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
+    hot, names, remotes = parts
+    fills = Fills(ground.store, cache_policy(config), ground.counters, time.time)
+    caches: list[CacheFetcher] = []
+
+    def cache(remote: NamedRemote) -> Fetcher:
+        caches.append(CacheFetcher(ground.store, remote, fills))
+        return caches[-1]
+
+    wiring = Wiring("proxy", _spread(remotes, cache), ground.store, hot, names, remotes)
+
+    async def end() -> None:
+        for one in caches:
+            await one.close()
+        await fills.close()
+        for remote in remotes.values():
+            await remote.close()
+
+    wiring.finish, wiring.end = fills.finish, end
+    return wiring
+
+
+def _spread(remotes: dict[str, RemoteRegistry], fetcher: Callable[[NamedRemote], Fetcher]) -> Fetcher:
+    default = fetcher(NamedRemote(remotes[DEFAULT], ""))
+    places = {
+        place_of(name): fetcher(NamedRemote(remote, place_of(name)))
+        for name, remote in remotes.items()
+        if name != DEFAULT
+    }
+    return Namespaces(default, places) if places else default
+
+
+def upstream_settings(config: RegistryConfig) -> Iterator[tuple[str, UpstreamSettings]]:
+    """The default upstream and the registries by name; raises ConfigInvalid."""
+    yield DEFAULT, _settings(DEFAULT, "upstream", config.upstream)
+    for name, section in config.registries.items():
+        yield name, _settings(name, f"registries.{name}", section)
+
+
+def _settings(name: str, key: str, section: UpstreamConfig) -> UpstreamSettings:
+    address = section.address or (DOCKER_HUB_HOST if name == DOCKER_HUB else name)
+    return UpstreamSettings(
+        name=name,
+        address=parse_upstream(address, f"{key}.address"),
+        mirrors=tuple(parse_upstream(mirror, f"{key}.mirrors") for mirror in section.mirrors),
+        credentials=_credentials(section),
+        mirror_credentials=(
+            Anonymous()
+            if section.mirror_user is None or section.mirror_password_file is None
+            else PasswordFile(section.mirror_user, section.mirror_password_file)
+        ),
+        ca=section.ca,
+        client_certificate=section.client_certificate,
+        client_key=section.client_key,
+        proxy=section.proxy,
+        no_proxy=section.no_proxy,
+        limits=UpstreamLimits(
+            connect_s=section.connect_s,
+            head_s=section.head_s,
+            idle_s=section.idle_s,
+            allow_private_redirects=section.private_redirects,
+        ),
+    )
+
+
+def _credentials(section: UpstreamConfig) -> CredentialSettings:
+    if section.user is not None and section.password_file is not None:
+        return PasswordFile(section.user, section.password_file)
+    if section.docker_config is not None:
+        return DockerConfig(section.docker_config)
+    if section.credential_program is not None:
+        return CredentialProgram(section.credential_program)
+    return Anonymous()
+
+
+def cache_policy(config: RegistryConfig) -> CachePolicy:
+    """The part of the configuration that a cache decides by."""
+    cache = config.cache
+    return CachePolicy(
+        tag_fresh_s=cache.tag_fresh_s,
+        tag_stale_max_s=cache.tag_stale_max_s,
+        revalidate=cache.revalidate,
+        keep_gone=cache.keep_gone,
+        negative_s=cache.negative_s,
+        fills_max=cache.fills,
+        prefetch=cache.prefetch,
+    )
