@@ -75,10 +75,6 @@ class StorageConfig(Section):
     sparse_indexes: bool = Field(
         default=False, description="accept an image index although some of its manifests are not held"
     )
-    write_bytes_per_s: Size = Field(
-        default=200_000_000,
-        description="ceiling for the rate of uploads and fetched blobs, so that neighbours on the disk get on; 0: none",
-    )
     history_per_tag: Count = Field(default=50, ge=1, le=100_000, description="moves that are remembered for each tag")
     write_bytes_per_s: Size = Field(
         default=WRITE_BYTES_PER_S,
