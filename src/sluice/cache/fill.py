@@ -4,9 +4,9 @@
 store while hashing, goes on at its offset when an upstream breaks off, and ends in a commit, or in nothing at all.
 Readers (``cache.readers``) attach at any offset, read from the session's file at their own speed, and may all leave.
 
-What readers may see: up to the last ``WITHHELD_BYTES`` of the blob as it comes, these when the digest is verified and
-the content durable. So nobody ever holds a complete blob that is not what its digest says. Of a blob of up to
-``small_blob_bytes`` not even the head is shown before.
+What readers may see: up to the last ``WITHHELD_BYTES`` of the blob as it comes, these when the digest is verified. So
+nobody ever holds a complete blob that is not what its digest says. Of a blob of up to ``small_blob_bytes`` not even the
+head is shown before. That the content is durable, which takes the disk longer, is no reader's concern.
 
 Where the store has no room, the fill ends (``refused``), and its readers go on straight from the upstream.
 """
@@ -54,6 +54,7 @@ _log = logging.getLogger(__name__)
 class Fill:
     """One blob on its way in. ``size`` is None until the upstream has told, and for ever where it does not.
 
+    ``verified``: all bytes are here and are those of the digest; ``complete``: they are the store's, for good.
     ``error`` says how it failed; ``refused``: it was the store, not the upstream.
     """
 
@@ -64,6 +65,7 @@ class Fill:
         self.repositories = [repository]
         self.openers = tuple(openers)
         self.size: int | None = None
+        self.verified = False
         self.complete = False
         self.error: SluiceError | None = None
         self.refused = False
@@ -93,14 +95,14 @@ class Fill:
     @property
     def readable(self) -> int:
         """Bytes from the start that readers may have now."""
-        if self.complete:
+        if self.verified:
             return self.position
         end = self.position if self.size is None else self.size  # it may end at any byte
         return max(0, min(self.position, end - WITHHELD_BYTES))
 
     def is_far(self, offset: int) -> bool:
         """Whether a reader at ``offset`` would wait too long."""
-        return not self.complete and is_far(offset, self.position, self.policy)
+        return not self.verified and is_far(offset, self.position, self.policy)
 
     def join(self, repository: Repository) -> None:
         """Make the blob readable in this repository too, once it is there."""
@@ -114,10 +116,11 @@ class Fill:
     async def wait(self, offset: int, length: int) -> int:
         """Wait until ``length`` bytes from ``offset`` can be read, or the blob's end is there; returns how many can.
         Raises how the fill failed."""
-        while not self.complete and offset + length > self.readable:
+        while not self.verified and offset + length > self.readable:
             self._check()
             await self._moved.wait()
-        self._check()
+        if not self.verified:
+            self._check()
         return max(0, min(length, self.readable - offset))
 
     async def read(self, offset: int, length: int) -> bytes:
@@ -167,10 +170,11 @@ class Fill:
 
     async def _head(self) -> None:
         small = self.policy.small_blob_bytes
-        while not self.complete and not (self._begun and (self.size or 0) > small) and self.position <= small:
+        while not self.verified and not (self._begun and (self.size or 0) > small) and self.position <= small:
             self._check()
             await self._moved.wait()
-        self._check()
+        if not self.verified:
+            self._check()
 
     def _check(self) -> None:
         if self.error is not None:
@@ -256,13 +260,16 @@ class Fill:
 
     async def _commit(self) -> None:
         assert self._spool is not None
-        linked = tuple(self.repositories)
         try:
-            await self._spool.commit(self.digest, linked[1:], replace=self._replace)
+            await self._spool.verify(self.digest)
         except DigestInvalid as error:
             self.counters.invalid += 1
             raise UpstreamInvalid(f"the upstream sent other bytes than those of blob {self.digest}") from error
         self.size = self._spool.taken
+        self.verified = True
+        self._notify()
+        linked = tuple(self.repositories)
+        await self._spool.commit(self.digest, linked[1:], replace=self._replace)
         self.complete = True
         self._notify()
         for repository in self.repositories[len(linked) :]:  # who joined during the commit

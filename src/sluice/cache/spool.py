@@ -45,6 +45,15 @@ class Spool:
             self._writing.result()
             self._writing = None
 
+    async def verify(self, digest: Digest) -> None:
+        """Raises DigestInvalid where other bytes came, or the store's refusal."""
+        await self.settle()
+        try:
+            await self._writer.verify(digest)
+        except SluiceError as error:
+            self.refusal = error
+            raise
+
     async def commit(self, digest: Digest, also: Sequence[Repository], *, replace: bool) -> None:
         """Verify, make durable, publish; raises DigestInvalid, or the store's refusal."""
         await self.settle()

@@ -19,6 +19,9 @@ from collections.abc import Callable
 
 FLUSH_BYTES = 1 << 20
 DIRTY_BYTES_MAX = 4 << 20  # of all writers together, while they are few
+AHEAD_BYTES_MAX = 128 << 20
+"""What all spools together may have in the page cache that the disk was not asked to take: readers of a fill go on at
+the upstream's speed while the disk gets its bytes at the ceiling's. Far below what makes a kernel flush by itself."""
 BURST_BYTES = 8 << 20
 """What one writer writes without ever waiting for the ceiling, and what all may write at once after a rest."""
 _SYNC_WAIT_BEFORE, _SYNC_WRITE, _SYNC_WAIT_AFTER = 1, 2, 4  # linux/fs.h
@@ -44,6 +47,11 @@ class Pacer:
     def dirty_bytes(self) -> int:
         """How far one writer may be ahead of the disk."""
         return max(FLUSH_BYTES, DIRTY_BYTES_MAX // max(self._writers, 1))
+
+    @property
+    def ahead_bytes(self) -> int:
+        """How much one spool may keep from the disk."""
+        return max(FLUSH_BYTES, AHEAD_BYTES_MAX // max(self._writers, 1))
 
     def enter(self) -> None:
         """One more writer has bytes that wait for the disk."""

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass
@@ -70,6 +71,7 @@ class SessionFile:
         self._reserve = reserve
         self._pacer = pacer
         self._descriptor = -1
+        self._flushing = threading.Lock()
         self._lost = False  # the disk failed to take bytes, and no fsync will say so again
         try:
             self.offset = path.stat().st_size
@@ -81,8 +83,14 @@ class SessionFile:
         self._hashers = hashers
         self._hashing: Future[None] | None = None
 
-    def write(self, batch: Sequence[bytes]) -> int:
-        """Append ``batch`` and return the new offset; all of it or, with StorageFull or Unavailable, nothing of it."""
+    @property
+    def unflushed(self) -> int:
+        """Bytes that the disk was not asked to take."""
+        return self.offset - self._handed_over
+
+    def write(self, batch: Sequence[bytes], *, flush: bool = True) -> int:
+        """Append ``batch`` and return the new offset; all of it or, with StorageFull or Unavailable, nothing of it.
+        Without ``flush``, somebody calls that."""
         size = sum(map(len, batch))
         if size == 0:
             return self.offset
@@ -90,7 +98,8 @@ class SessionFile:
             self._check_lost()
             self._reserve.check()
             self._write(batch, size)
-            self._flush(self.offset + size)
+            if flush and self.unflushed + size >= FLUSH_BYTES:
+                self._flush(self.offset + size)
         except OSError as error:
             self._cut()
             self.close()
@@ -101,6 +110,25 @@ class SessionFile:
         self.offset += size
         self._hash(batch, size)
         return self.offset
+
+    def write_last(self, batch: Sequence[bytes]) -> int:
+        """``write``, and close: the request ends."""
+        try:
+            return self.write(batch)
+        finally:
+            self.close()
+
+    def flush(self, count: int) -> bool:
+        """Have the disk take ``count`` bytes more; raises as ``write``. May run beside anything else, once at a time.
+        False where the file is closed."""
+        with self._flushing:
+            if self._descriptor < 0:
+                return False
+            try:
+                self._flush(self._handed_over + count)
+            except OSError as error:
+                raise refused(error, "an upload") from error
+        return True
 
     def digest(self, algorithm: str) -> Digest:
         """The digest of all bytes, of which the file then holds exactly ``offset``.
@@ -120,10 +148,11 @@ class SessionFile:
 
     def close(self) -> None:
         """Close the file; the next write opens it again."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-            self._pacer.leave()
+        with self._flushing:  # the descriptor's number may soon be another file's
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+                self._pacer.leave()
 
     def drop(self) -> None:
         """Remove the file."""
@@ -177,8 +206,6 @@ class SessionFile:
 
     def _flush(self, end: int) -> None:
         """Have the disk take what is written up to ``end``, and wait for it where too much is on its way."""
-        if end - self._handed_over < FLUSH_BYTES:
-            return
         try:
             start_writeback(self._descriptor, self._handed_over, end - self._handed_over)
             self._handed_over = end

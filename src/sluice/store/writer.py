@@ -43,6 +43,10 @@ class LocalBlobWriter:
         """Verify, make durable, publish in the repository; raises DigestInvalid (the content is then dropped)."""
         return await self._uploads.commit(self._repository, self._session, digest)
 
+    async def verify(self, digest: Digest) -> None:
+        """Raises DigestInvalid where the bytes written have another one (the content is then dropped)."""
+        await self._uploads.verify(self._repository, self._session, digest)
+
     async def commit_in(self, digest: Digest, also: Sequence[Repository], *, replace: bool = False) -> Descriptor:
         """``commit``, readable in the repositories ``also`` too; ``replace`` what is held and was found damaged."""
         return await self._uploads.commit(self._repository, self._session, digest, also=also, replace=replace)
