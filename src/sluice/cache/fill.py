@@ -23,7 +23,7 @@ from sluice.cache.answers import CacheCounters
 from sluice.cache.flights import again, patiently
 from sluice.cache.policy import CachePolicy, is_far
 from sluice.cache.recent import Recent
-from sluice.cache.sources import Opener
+from sluice.cache.sources import Opener, next_batch
 from sluice.cache.spool import Spool
 from sluice.errors import (
     BlobUnknown,
@@ -44,6 +44,7 @@ WITHHELD_BYTES = 64 << 10
 CHUNK_BYTES_MIN = 16 << 10
 CHUNK_BYTES_MAX = 512 << 10
 FAST_CHUNK_S, SLOW_CHUNK_S = 0.02, 0.2  # readers see whole chunks: larger ones only while they come fast
+PATIENCE_S = 0.01  # what came is shown by then, however little it is
 PAUSE_S_MAX = 5.0
 REHASH_BYTES = 1 << 20
 WRONG_MAX = 10_000  # (repository, digest) whose bytes were wrong
@@ -246,11 +247,12 @@ class Fill:
             while end is None or self._spool.taken < end:
                 want = chunk if end is None else min(chunk, end - self._spool.taken)
                 asked_at = now()
-                data = await reader.read(self._spool.taken, want)
-                self.counters.upstream_bytes += len(data)
-                if data:
-                    await self._spool.append(data)
-                if len(data) < want:
+                batch, ended = await next_batch(reader, self._spool.taken, want, PATIENCE_S)
+                size = sum(map(len, batch))
+                self.counters.upstream_bytes += size
+                if batch:
+                    await self._spool.append(batch, size)
+                if ended:
                     break
                 chunk = _next_chunk_bytes(chunk, now() - asked_at)
         finally:

@@ -32,11 +32,11 @@ class Spool:
         self.tail: LocalBlob | None = None
         self.refusal: SluiceError | None = None
 
-    async def append(self, data: bytes) -> None:
-        """Take ``data`` once what came before is written; raises what the store raised about that."""
+    async def append(self, batch: Sequence[bytes], size: int) -> None:
+        """Take ``batch`` of ``size`` bytes once what came before is written; raises what the store raised about that."""
         await self.settle()
-        self.taken += len(data)
-        self._writing = asyncio.create_task(self._write(data), name="write spool")
+        self.taken += size
+        self._writing = asyncio.create_task(self._write(batch), name="write spool")
 
     async def settle(self) -> None:
         """Wait until all that was taken is written; raises what the store raised."""
@@ -71,9 +71,9 @@ class Spool:
         with contextlib.suppress(SluiceError):
             await self._writer.abort()
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, batch: Sequence[bytes]) -> None:
         try:
-            await self._writer.write([data])
+            await self._writer.write(batch)
             if self.tail is None:
                 self.tail = await self._writer.tail()
         except SluiceError as error:
