@@ -33,7 +33,7 @@ class Spool:
         self.refusal: SluiceError | None = None
 
     async def append(self, batch: Sequence[bytes], size: int) -> None:
-        """Take ``batch`` of ``size`` bytes once what came before is written; raises what the store raised about that."""
+        """Take ``batch`` of ``size`` bytes once what came before is written; raises what the store raised on that."""
         await self.settle()
         self.taken += size
         self._writing = asyncio.create_task(self._write(batch), name="write spool")
