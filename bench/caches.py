@@ -7,16 +7,21 @@ clients - TLS - cache - upstream, the upstream on loopback as well.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from bench.content import Blob
 from bench.peers import NGINX, SLUICE, Peer, answering, free_port, start_registry, start_sluice
 from bench.process import Process
 from bench.site import Site
 from bench.tls import Identity, client_context
+from bench.wire import BenchError
 
 SLUICE_UNCAPPED = "Sluice, no ceiling"
+HELD_TIMEOUT_S = 120.0
+_POLL_S = 0.005
 NO_CEILING = ("--storage-write-bytes-per-s", "0")
 
 
@@ -55,6 +60,23 @@ def stopped_after(*peers: Peer) -> Iterator[list[Peer]]:
         for peer in peers:
             running.callback(peer.process.stop)
         yield list(peers)
+
+
+def await_held(peer: Peer, blobs: Sequence[Blob]) -> float:
+    """Seconds until the cache holds all of ``blobs`` as files under their names; of either kind of registry."""
+    started, data = time.perf_counter(), peer.process.log.parent / "data"
+    while not all(_is_held(data, blob.digest) for blob in blobs):
+        if peer.process.ended or time.perf_counter() - started > HELD_TIMEOUT_S:
+            raise BenchError(f"{peer.name} does not hold what was pulled; its log ends:\n{peer.process.last_words()}")
+        time.sleep(_POLL_S)
+    return time.perf_counter() - started
+
+
+def _is_held(data: Path, digest: str) -> bool:
+    algorithm, digits = digest.split(":")
+    ours = data / "content" / algorithm / digits[:2] / digits
+    theirs = data / "docker" / "registry" / "v2" / "blobs" / algorithm / digits[:2] / digits / "data"
+    return ours.exists() or theirs.exists()
 
 
 def wanted(site: Site, *names: str) -> set[str]:

@@ -51,6 +51,26 @@ _METHOD = """## Method
 - **Row 7**: from `exec` to the first 200 of `/readyz` with the registry's own address accepting connections, polled
   every 5 ms, with a warm page cache. The index is generated in SQLite (blobs, links, manifests, edges, tags, history);
   before the clock, a listing shows that the server sees it.
+- **Rows 8 to 16** stand before an upstream on loopback, in the mode that the row names: TLS to the clients, and to the
+  upstream where the row says so. Sluice has its defaults, the ceiling on bulk writes among them, unless the peer's name
+  says otherwise. What the upstream takes of the two cores is missing from every figure alike.
+- **Row 8** counts at a scripted upstream the GETs of each layer; the most of any layer is the figure.
+- **Row 9**: the link is a relay of limited speed before nginx; both the straight way and the one through Sluice go
+  through it. **Row 10**: the same docker-registry is the upstream of both; a new blob in each round, `sync` before each
+  measurement, until the client has the last byte. Sluice's last bytes go out when the digest is verified and it fetches
+  once. docker-registry's proxy mode passes the client a download of its own, unverified, and stores a second one.
+  Row 10b is the same until the server holds the blob, as a file under its name: durable in Sluice's case.
+- **Row 11**: the time from the request on a kept connection to the first byte of the body, minus the same straight from
+  the upstream.
+- **Row 12**: freshness of 0 s, so that every pull finds its tag expired; row 1's client. The dead upstream refuses
+  connections.
+- **Row 13** is rows 1 and 3 on what a cache holds, beside the same in Local mode.
+- **Row 14**: nginx, serving a file over TLS, is the upstream of both; nginx as the proxy verifies it, keeps
+  connections, and writes no temporary files.
+- **Row 15**: each round has a fresh server and an empty directory; 64 clients (row 3's), four for each blob.
+- **Row 16**: etcd with its defaults on the same disk. p99 is reckoned from its own histogram as Prometheus does, so
+  its resolution is that of the buckets (… 4, 8, 16, 32, 64 ms …). The bar is twice what it is alone, or 10 ms, the
+  greater. A part ends when the server holds all blobs, as files under their names; row 16b has the rates up to then.
 """
 
 

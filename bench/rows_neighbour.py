@@ -14,6 +14,7 @@ from bench.caches import (
     NO_CEILING,
     SLUICE_UNCAPPED,
     address,
+    await_held,
     registry_before,
     sluice_before,
     upstream_registry,
@@ -99,7 +100,7 @@ def _alone(site: Site, neighbour: Etcd, found: _Found) -> None:
 def _beside(
     site: Site, neighbour: Etcd, found: _Found, name: str, start: Callable[[], Peer], blobs: list[Blob]
 ) -> None:
-    """One part of a round. The clock stops when the last reader has its last byte, which is when it is durable."""
+    """One part of a round, until everything is on the disk."""
     peer = start()
     settle()
     try:
@@ -107,6 +108,7 @@ def _beside(
             before, cpu_s, started = neighbour.buckets(), peer.process.cpu_s(), time.perf_counter()
             for first in range(0, len(blobs), AT_ONCE):
                 _move(site, peer, blobs[first : first + AT_ONCE], pushed=name == PUSHED)
+            await_held(peer, blobs)
             elapsed_s = time.perf_counter() - started
             p99_s = quantile(between(before, neighbour.buckets()), 0.99)
         cpu_s, moved = peer.process.cpu_s() - cpu_s, sum(blob.size for blob in blobs)
