@@ -42,7 +42,7 @@ from sluice.store.local import LocalStore
 
 WITHHELD_BYTES = 64 << 10
 CHUNK_BYTES_MIN = 16 << 10
-CHUNK_BYTES_MAX = 512 << 10
+CHUNK_BYTES_MAX = 256 << 10
 FAST_CHUNK_S, SLOW_CHUNK_S = 0.02, 0.2  # readers see whole chunks: larger ones only while they come fast
 PATIENCE_S = 0.01  # what came is shown by then, however little it is
 PAUSE_S_MAX = 5.0

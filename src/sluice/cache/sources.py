@@ -28,6 +28,7 @@ ABSENT = (BlobUnknown, ManifestUnknown, NameUnknown)
 
 
 BATCH_PIECES_MAX = 256
+PIECE_BYTES_MAX = 512 << 10
 
 
 @runtime_checkable
@@ -77,8 +78,8 @@ class Mirrored:
 
 
 async def next_batch(reader: BlobReader, position: int, want: int, patience_s: float) -> tuple[Sequence[bytes], bool]:
-    """Up to ``want`` bytes from ``position``, where ``reader`` stands, and whether the blob ends behind them. What has
-    come after ``patience_s`` is not kept waiting for more."""
+    """About ``want`` bytes from ``position``, where ``reader`` stands, and whether the blob ends behind them: fewer
+    where more takes longer than ``patience_s``, and up to a piece more, which is not cut."""
     if not isinstance(reader, Flowing):
         data = await reader.read(position, want)
         return ([data] if data else []), len(data) < want
@@ -87,7 +88,7 @@ async def next_batch(reader: BlobReader, position: int, want: int, patience_s: f
     batch: list[bytes] = []
     held = 0
     while held < want and len(batch) < BATCH_PIECES_MAX:
-        piece = await reader.read_next(want - held)
+        piece = await reader.read_next(PIECE_BYTES_MAX)
         if not piece:
             return batch, True
         batch.append(piece)

@@ -17,8 +17,8 @@ import threading
 import time
 from collections.abc import Callable
 
-FLUSH_BYTES = 1 << 20
-DIRTY_BYTES_MAX = 4 << 20  # of all writers together, while they are few
+FLUSH_BYTES = 512 << 10
+DIRTY_BYTES_MAX = 2 << 20  # of all writers together, while they are few
 AHEAD_BYTES_MAX = 128 << 20
 """What all spools together may have in the page cache that the disk was not asked to take: readers of a fill go on at
 the upstream's speed while the disk gets its bytes at the ceiling's. Far below what makes a kernel flush by itself."""
