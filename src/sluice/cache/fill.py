@@ -20,10 +20,11 @@ import random
 from collections.abc import Callable, Sequence
 
 from sluice.cache.answers import CacheCounters
+from sluice.cache.chunks import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, PATIENCE_S, next_batch, next_chunk_bytes, share_bytes
 from sluice.cache.flights import again, patiently
 from sluice.cache.policy import CachePolicy, is_far
 from sluice.cache.recent import Recent
-from sluice.cache.sources import Opener, next_batch
+from sluice.cache.sources import Opener
 from sluice.cache.spool import Spool
 from sluice.errors import (
     BlobUnknown,
@@ -41,10 +42,6 @@ from sluice.oci.reference import Repository
 from sluice.store.local import LocalStore
 
 WITHHELD_BYTES = 64 << 10
-CHUNK_BYTES_MIN = 16 << 10
-CHUNK_BYTES_MAX = 256 << 10
-FAST_CHUNK_S, SLOW_CHUNK_S = 0.02, 0.2  # readers see whole chunks: larger ones only while they come fast
-PATIENCE_S = 0.01  # what came is shown by then, however little it is
 PAUSE_S_MAX = 5.0
 REHASH_BYTES = 1 << 20
 WRONG_MAX = 10_000  # (repository, digest) whose bytes were wrong
@@ -245,16 +242,19 @@ class Fill:
         chunk, now = CHUNK_BYTES_MIN, asyncio.get_running_loop().time
         try:
             while end is None or self._spool.taken < end:
-                want = chunk if end is None else min(chunk, end - self._spool.taken)
+                most = self._fills.chunk_bytes
+                want = min(chunk, most) if end is None else min(chunk, most, end - self._spool.taken)
                 asked_at = now()
-                batch, ended = await next_batch(reader, self._spool.taken, want, PATIENCE_S)
+                batch, ended = await next_batch(
+                    reader, self._spool.taken, want, PATIENCE_S, whole=most == CHUNK_BYTES_MAX
+                )
                 size = sum(map(len, batch))
                 self.counters.upstream_bytes += size
                 if batch:
                     await self._spool.append(batch, size)
                 if ended:
                     break
-                chunk = _next_chunk_bytes(chunk, now() - asked_at)
+                chunk = next_chunk_bytes(chunk, now() - asked_at)
         finally:
             await self._spool.settle()
         if end is not None and self._spool.taken < end:
@@ -312,6 +312,11 @@ class Fills:
 
     def __len__(self) -> int:
         return len(self._tasks)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """How large a chunk of one fill may be: the more there are, the smaller."""
+        return share_bytes(self._active)
 
     def find(self, digest: Digest) -> Fill | None:
         """The running or waiting fill of a digest."""
@@ -385,12 +390,6 @@ class Fills:
     def _gauge(self) -> None:
         self.counters.fills_active = self._active
         self.counters.fills_queued = len(self._tasks) - self._active
-
-
-def _next_chunk_bytes(chunk: int, took_s: float) -> int:
-    if took_s > SLOW_CHUNK_S:
-        return CHUNK_BYTES_MIN
-    return min(chunk * 2, CHUNK_BYTES_MAX) if took_s < FAST_CHUNK_S else max(chunk // 2, CHUNK_BYTES_MIN)
 
 
 def _pause_s(rounds: int, policy: CachePolicy) -> float:

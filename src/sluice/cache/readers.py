@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sluice.cache.answers import CacheCounters
-from sluice.cache.fill import CHUNK_BYTES_MIN, WITHHELD_BYTES, Fill
+from sluice.cache.chunks import CHUNK_BYTES_MIN
+from sluice.cache.fill import WITHHELD_BYTES, Fill
 from sluice.cache.sources import Opener, open_first
 from sluice.errors import SluiceError, StoreDamaged, UpstreamFailed, UpstreamInvalid
 from sluice.oci.content import BlobReader

@@ -6,10 +6,9 @@ there is no such thing is the upstream's own to say, so what is raised is always
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 from sluice.errors import BlobUnknown, ManifestUnknown, NameUnknown, UpstreamError
 from sluice.oci.content import BlobReader, Descriptor, Referrer, Source
@@ -25,18 +24,6 @@ Opener = Callable[[int], Awaitable[BlobReader]]
 
 ABSENT = (BlobUnknown, ManifestUnknown, NameUnknown)
 """What a registry says about content that it does not have."""
-
-
-BATCH_PIECES_MAX = 256
-PIECE_BYTES_MAX = 512 << 10
-
-
-@runtime_checkable
-class Flowing(Protocol):
-    """A reader that hands out bytes as they come, uncopied."""
-
-    async def read_next(self, limit: int) -> bytes:
-        """The next bytes, up to ``limit``; empty at the end."""
 
 
 class Mirrored:
@@ -75,27 +62,6 @@ class Mirrored:
 
     async def _first(self, ask: Callable[[Source], Awaitable[T]]) -> T:
         return await _first(self._sources, ask)
-
-
-async def next_batch(reader: BlobReader, position: int, want: int, patience_s: float) -> tuple[Sequence[bytes], bool]:
-    """About ``want`` bytes from ``position``, where ``reader`` stands, and whether the blob ends behind them: fewer
-    where more takes longer than ``patience_s``, and up to a piece more, which is not cut."""
-    if not isinstance(reader, Flowing):
-        data = await reader.read(position, want)
-        return ([data] if data else []), len(data) < want
-    now = asyncio.get_running_loop().time
-    until = now() + patience_s
-    batch: list[bytes] = []
-    held = 0
-    while held < want and len(batch) < BATCH_PIECES_MAX:
-        piece = await reader.read_next(PIECE_BYTES_MAX)
-        if not piece:
-            return batch, True
-        batch.append(piece)
-        held += len(piece)
-        if now() >= until:
-            break
-    return batch, False
 
 
 async def open_first(openers: Sequence[Opener], offset: int) -> BlobReader:
