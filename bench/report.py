@@ -43,7 +43,8 @@ _METHOD = """## Method
   connect to the last byte; there is one warm-up. Row 3b is the same load by 8 curl processes that decrypt everything.
   Before both, a download from each peer was hashed and compared with the digest. Files are in the page cache.
 - **Rows 4 and 5**: new random bytes in each round, the same for both registries; `sync` before each measurement. Row 4
-  is a POST and a PUT by curl (no `Expect`). Row 5 runs 8 kept connections from one process: HEAD, POST, PATCH and PUT
+  is a POST and a PUT by curl (no `Expect`); beside it, Sluice with `storage.pace_pushes`, which holds pushes to the
+  ceiling on bulk writes too. Row 5 runs 8 kept connections from one process: HEAD, POST, PATCH and PUT
   per layer, as docker and skopeo send them, then config and manifest; connecting is on the clock. Row 5b sends the
   layer with the PUT, as containerd does.
 - **Row 6**: 64 pulls (row 3's client) and 16 pushes (curl) start together. The worst round is judged. nginx takes no

@@ -14,7 +14,7 @@ from sluice.oci.content import BlobReader
 
 CHUNK_BYTES_MIN = 16 << 10
 CHUNK_BYTES_MAX = 256 << 10
-CHUNKS_BYTES = 2 << 20  # of all fills together, as long as they are few
+CHUNKS_BYTES = 1 << 20  # of all fills together, as long as they are few
 FAST_CHUNK_S, SLOW_CHUNK_S = 0.02, 0.2  # readers see whole chunks: larger ones only while they come fast
 PATIENCE_S = 0.01  # what came is shown by then, however little it is
 BATCH_PIECES_MAX = 256
