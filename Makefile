@@ -5,7 +5,7 @@
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: ## start a registry, push an image, pull and run it with containerd; Ctrl-C ends it
+run: ## start a registry and a cache before it, pull, cut the upstream, pull again; Ctrl-C ends it
 	@scripts/setup run
 	@.venv/bin/sluice demo
 

@@ -178,6 +178,13 @@ class BodyTooLarge(SluiceError):
     status = 413
 
 
+class HeadTooLarge(SluiceError):
+    """A request's header fields exceed their named limit (RFC 6585 section 5)."""
+
+    code = "SIZE_INVALID"
+    status = 431
+
+
 class RangeNotSatisfiable(SluiceError):
     """RFC 9110 section 14.4. ``size`` is the whole length in bytes, for ``Content-Range: bytes */size``."""
 
@@ -230,6 +237,13 @@ class StorageFull(SluiceError):
     status = 507
     temporary = True
     retry_after_s = 30
+
+
+class ImageKept(SluiceError):
+    """An image cannot be taken out of the cache now: it is pinned, protected, in use or was pushed here."""
+
+    code = "DENIED"
+    status = 409
 
 
 class Unavailable(SluiceError):

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -60,6 +60,10 @@ class Metrics(Collector):
         self._series: dict[tuple[str, str, int], RequestSeries] = {}
         self._counters: dict[str, tuple[str, float]] = {}
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._read_counters: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._families: dict[
+            str, tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, Callable[[], Mapping[str, float]]]
+        ] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -79,6 +83,18 @@ class Metrics(Collector):
         """Register ``sluice_<name>``, read from ``value`` at each scrape."""
         self._gauges[name] = (text, value)
 
+    def counter(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Register the counter ``sluice_<name>`` that is kept elsewhere, read from ``value`` at each scrape."""
+        self._read_counters[name] = (text, value)
+
+    def family(self, name: str, text: str, label: str, values: Callable[[], Mapping[str, float]]) -> None:
+        """Register a gauge for each value of ``label``, read from ``values`` at each scrape."""
+        self._families[name] = (GaugeMetricFamily, text, label, values)
+
+    def counter_family(self, name: str, text: str, label: str, values: Callable[[], Mapping[str, float]]) -> None:
+        """The same for counters."""
+        self._families[name] = (CounterMetricFamily, text, label, values)
+
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self._registry)
@@ -90,6 +106,13 @@ class Metrics(Collector):
             yield CounterMetricFamily(f"sluice_{name}", text, value=value)
         for name, (text, read) in list(self._gauges.items()):
             yield GaugeMetricFamily(f"sluice_{name}", text, value=read())
+        for name, (text, read) in list(self._read_counters.items()):
+            yield CounterMetricFamily(f"sluice_{name}", text, value=read())
+        for name, (kind, text, label, values) in list(self._families.items()):
+            family = kind(f"sluice_{name}", text, labels=[label])
+            for labelled, number in values().items():
+                family.add_metric([labelled], number)
+            yield family
 
     def _requests(self) -> Iterator[Metric]:
         labels = ["operation", "method", "status"]

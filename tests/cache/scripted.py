@@ -7,6 +7,7 @@ it is cut, where it waits, whether it tells its size, which bit is wrong.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,6 +19,7 @@ from sluice.cache.answers import CacheCounters
 from sluice.cache.fill import Fills
 from sluice.cache.policy import CachePolicy
 from sluice.cache.pullthrough import PullThrough
+from sluice.cache.space import Reach, Space, SpaceSettings
 from sluice.errors import BlobUnknown, ManifestUnknown, NameUnknown, SluiceError, UpstreamFailed
 from sluice.oci.content import BlobReader, Descriptor, Referrer
 from sluice.oci.digest import Digest
@@ -76,6 +78,7 @@ class ScriptedReader:
 
     async def read(self, offset: int, length: int) -> bytes:
         await asyncio.sleep(0)
+        self._upstream.watch()
         body, end = self._body, offset + length
         if body.stop_at is not None and body.gate is not None and end > body.stop_at:
             await body.gate.wait()
@@ -92,7 +95,10 @@ class ScriptedReader:
 
 
 class Upstream:
-    """A ``Source`` with a script. ``error`` is raised by whatever is asked, where it is set. ``asked`` counts."""
+    """A ``Source`` with a script. ``error`` is raised by whatever is asked, where it is set. ``asked`` counts.
+    ``watch`` is called at each read of a body."""
+
+    watch: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(self) -> None:
         self.blobs: dict[Digest, bytes] = {}
@@ -177,6 +183,21 @@ class Cache:
     fills: Fills
     pull: PullThrough
     clock: Clock
+    unreachable: set[str] = field(default_factory=set)
+
+    @property
+    def space(self) -> Space:
+        assert self.fills.space is not None
+        return self.fills.space
+
+    def disk_bytes(self) -> int:
+        """What contents of the upstream's and spools take on the disk."""
+        paths = [self.store.paths.content(digest) for digest in (*self.upstream.blobs, *self.upstream.manifests)]
+        total = 0
+        for path in (*paths, *self.store.paths.uploads.iterdir()):
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size if path.suffix != ".json" else 0
+        return total
 
     @property
     def counters(self) -> CacheCounters:
@@ -223,17 +244,25 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def caching(data: Path, policy: CachePolicy = POLICY, **settings: int) -> AsyncIterator[Cache]:
-    """A cache; afterwards no task, no spool and no open file is left, or the test fails."""
+async def caching(
+    data: Path,
+    policy: CachePolicy = POLICY,
+    space: SpaceSettings | None = None,
+    clock: Clock | None = None,
+    **settings: int,
+) -> AsyncIterator[Cache]:
+    """A cache; afterwards no task, no spool, no open file and no lease is left, or the test fails."""
     before = asyncio.all_tasks()
-    clock = Clock()
+    clock = clock or Clock()
     values = StoreSettings(**{"reserve_bytes": 0, **settings})  # type: ignore[arg-type]
     store = LocalStore.open(data, values, clock)
-    fills = Fills(store, policy, CacheCounters(), clock)
+    counters, unreachable = CacheCounters(), set[str]()
+    reach = Reach(unreachable=lambda: unreachable)
+    fills = Fills(store, policy, counters, clock, None if space is None else Space(store, space, reach))
     upstream, mirror = Upstream(), Upstream()
     mirror.error = UpstreamFailed("the mirror is not set up")
     pull = PullThrough(store, upstream, fills, mirrors=[mirror], policy=policy, clock=clock)
-    cache = Cache(upstream, mirror, store, fills, pull, clock)
+    cache = Cache(upstream, mirror, store, fills, pull, clock, unreachable)
     try:
         yield cache
         await cache.idle()
@@ -242,9 +271,11 @@ async def caching(data: Path, policy: CachePolicy = POLICY, **settings: int) -> 
         await cache.pull.close()
         await fills.close()
         await asyncio.sleep(0)
-        left = cache.uploads(), cache.open_files(), asyncio.all_tasks() - before, upstream.open_readers
+        tasks = asyncio.all_tasks() - before - {asyncio.current_task()}
+        left = cache.uploads(), cache.open_files(), tasks, upstream.open_readers
+        leases = len(store.leases)
         await store.close()
-    assert ([], [], set(), 0) == left
+    assert (([], [], set(), 0), 0) == (left, leases)
 
 
 async def read_all(reader: BlobReader, slice_bytes: int = 32_768, start: int = 0) -> bytes:

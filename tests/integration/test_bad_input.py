@@ -242,3 +242,10 @@ def test_request_that_is_none(rude: RegistryClient, request_bytes: bytes) -> Non
     except OSError:
         answer = None  # closed without a word, as the server library does with some
     assert answer is None or 400 <= answer.status < 500, answer
+
+
+def test_header_fields_have_a_limit(rude: RegistryClient) -> None:
+    """Beyond 64 KiB of header fields the answer says so with 431 (RFC 6585), below it they are no matter."""
+    found = [rude.raw(GET + b"X: " + b"a" * size + b"\r\n\r\n") for size in (60_000, 100_000)]
+    assert [200, 431] == [answer.status for answer in found]
+    assert ["SIZE_INVALID"] == found[1].codes

@@ -10,10 +10,25 @@ from pathlib import Path
 
 import pytest
 
+from integration.callers import USERS, ask, basic, with_users
 from sluice.oci.digest import Digest
+from sluice.server.users import Role
 from sluice.testing.client import Answer, RegistryClient
 from sluice.testing.server import SluiceServer
-from sluice.testing.upstreams import UpstreamContent, UpstreamServer, refused_address
+from sluice.testing.upstreams import (
+    Failing,
+    Fault,
+    Liar,
+    Lie,
+    RateLimited,
+    Scheme,
+    Stall,
+    Unauthorized,
+    UpstreamContent,
+    UpstreamServer,
+    blobs,
+    refused_address,
+)
 
 LAYER = random.Random(3).randbytes(700_001)
 SBOM = "application/vnd.example.sbom+json"
@@ -225,3 +240,132 @@ def test_registries_have_their_own_names(site: Open, tmp_path: Path, mode: str) 
         assert {"name": "team/app", "tags": []} == tags
     kept = ["docker.io/library/busybox", "r.test_5000/team/app", "team/app"] if mode == "proxy" else []
     assert kept == here.get("_catalog").json["repositories"]
+
+
+def test_a_request_that_comes_back_is_refused(site: Open) -> None:
+    """``Via`` has who sent it on: a chain of others is passed on, our own name in it is a loop."""
+    here = site("proxy")
+    assert 200 == here.get("team/app/manifests/v1", Via="1.1 other").status
+    sent = here.upstream.requests[-1].headers["via"]
+    assert sent.startswith("1.1 other, 1.1 sluice-")
+    loop = here.get("team/app/manifests/v2", Via=sent)
+    assert (508, ["UNAVAILABLE"]) == (loop.status, loop.codes)
+
+
+def test_two_that_are_each_others_upstream(tmp_path: Path) -> None:
+    """Nothing goes round: the first one that sees itself again says so, and the client is told."""
+    first = SluiceServer(tmp_path / "first", "--mode", "proxy", tls=False)
+    second = SluiceServer(tmp_path / "second", "--mode", "direct", "--upstream", first.url, tls=False)
+    first.flags = [*first.flags, "--upstream", second.url]
+    with first, second:
+        client = RegistryClient(first)
+        answer = client.request("GET", "/v2/team/app/manifests/v1")
+        client.close()
+    assert (508, ["UNAVAILABLE"]) == (answer.status, answer.codes)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_it_does_not_start_as_its_own_upstream(tmp_path: Path, host: str) -> None:
+    """Exit code 2 and a line that names the setting."""
+    server = SluiceServer(tmp_path / "data", "--mode", "proxy")
+    server.flags = [*server.flags, "--upstream", f"http://{host}:{server.port}"]
+    with pytest.raises(AssertionError, match="which is this server's own listen"):
+        server.start()
+    assert server.process is not None
+    assert 2 == server.process.wait(10)
+
+
+def test_the_metrics_tell(site: Open) -> None:
+    """Where answers came from, memory included, what came from the upstream, and how it is."""
+    here = site("proxy", "--cache-tag-fresh-s", "600")
+    for _ in range(5):
+        here.get("team/app/manifests/v1")
+    here.get(f"team/app/blobs/{here.layer}")
+    found = here.sluice.operations("/metrics")[1].splitlines()
+    expected = [
+        'sluice_mode{mode="proxy"} 1.0',
+        'sluice_mode{mode="local"} 0.0',
+        'sluice_upstream_broken{registry="default"} 0.0',
+        'sluice_cache_answers_total{kind="upstream"} 1.0',
+        'sluice_cache_answers_total{kind="started"} 1.0',
+        'sluice_cache_answers_total{kind="hit"} 4.0',
+        "sluice_cache_fills_begun_total 1.0",
+        "sluice_cache_fills_active 0.0",
+        "sluice_config_valid 1.0",
+    ]
+    assert [] == [line for line in expected if line not in found]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_users_are_asked_for_in_every_mode(tmp_path: Path, mode: str) -> None:
+    """Access is by the name here, whichever way it is addressed; tokens are for it too."""
+    content = UpstreamContent()
+    for name in ("team/app", "shared", "library/busybox"):
+        content.push_image(name, "v1", [b"guarded"])
+    data = with_users(tmp_path / "data", [*USERS, ("hub", Role.READ, ("docker.io",))])
+    with UpstreamServer(content) as upstream:
+        flags = ["--mode", mode, "--upstream", upstream.address, "--registries", f"docker.io={upstream.address}"]
+        with SluiceServer(data, *flags) as server:
+            paths = ["team/app/manifests/v1", "team/app/manifests/v1?ns=docker.io", "docker.io/busybox/manifests/v1"]
+            found = {
+                name: [ask(server, "GET", path, basic(name)).status for path in paths]
+                for name in ("reader", "team", "hub")
+            }
+            assert {"reader": [200] * 3, "team": [200, 403, 403], "hub": [403, 200, 200]} == found
+            stranger = ask(server, "GET", "busybox/manifests/v1?ns=docker.io")
+            assert 401 == stranger.status
+            assert 'scope="repository:docker.io/library/busybox:pull"' in stranger.headers["www-authenticate"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_blob_of_unknown_size(site: Open, mode: str) -> None:
+    """Passes whole, and a range of it is answered with a part or with the whole."""
+    here = site(mode)
+    here.upstream.faults = [Liar(Lie.CHUNKED, when=blobs)]
+    assert 200 == here.get("team/app/manifests/v1").status
+    part = here.get(f"team/app/blobs/{here.layer}", Range="bytes=5-14")
+    assert part.status in {200, 206}
+    assert (LAYER if part.status == 200 else LAYER[5:15]) == part.body
+    assert LAYER == here.get(f"team/app/blobs/{here.layer}").body
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        (RateLimited(7), 503, "TOOMANYREQUESTS"),
+        (Failing(), 502, "UNAVAILABLE"),
+        (Stall(), 504, "UNAVAILABLE"),
+        (Unauthorized(scheme=Scheme.BASIC), 502, "UNAVAILABLE"),
+        (Liar(Lie.HTML), 502, "UNAVAILABLE"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_an_upstream_could_not_answer(site: Open, mode: str, fault: Fault, status: int, code: str) -> None:
+    """Is told with a status of its own and a reason, and is never a 404 or a 401; what is known of waiting is passed
+    on."""
+    here = site(mode, "--upstream-head-s", "1", "--upstream-idle-s", "1")
+    here.upstream.faults = [fault]
+    answer = here.get("team/app/manifests/v1")
+    assert (status, [code]) == (answer.status, answer.codes)
+    assert ("7" if status == 503 else None) == answer.headers.get("retry-after")
+    assert "www-authenticate" not in answer.headers
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["reader stays", "reader left"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_server_that_stops_in_the_middle_leaves_nothing(site: Open, mode: str, stays: bool) -> None:
+    """Whether or not somebody still reads: it ends within its drain, with exit code 0 and no byte of the blob."""
+    here = site(mode, "--limits-drain-s", "1")
+    here.upstream.faults = [Stall(300_000, when=blobs)]
+    connection = here.client.connect()
+    connection.request("GET", f"/v2/team/app/blobs/{here.layer}")
+    response = connection.getresponse()
+    assert LAYER[:200_000] == response.read(200_000)
+    if not stays:
+        connection.close()
+    assert 0 == here.sluice.stop()
+    connection.close()
+    kept = [path for name in ("content", "uploads") for path in (here.sluice.data / name).rglob("*") if path.is_file()]
+    assert [] == kept
+    assert "Traceback" not in here.sluice.log.read_text()

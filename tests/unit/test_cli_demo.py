@@ -7,12 +7,14 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import pytest
 
 from sluice.cli.demo_children import Child, run_step
 from sluice.cli.demo_image import build_image, machine_architecture
+from sluice.cli.demo_registry import origins_between
 from sluice.errors import Unavailable
 
 PROGRAMS = ("skopeo", "busybox", "containerd", "ctr", "runc")
@@ -102,9 +105,28 @@ def leftovers() -> set[str]:
     return mounts | {str(path) for path in Path(tempfile.gettempdir()).glob("sluice-*")}
 
 
+def test_a_child_is_killed_and_started_again(tmp_path: Path) -> None:
+    """What it says the second time stands behind what it said the first time."""
+    log = tmp_path / "log"
+    with Child("sayer", ["sh", "-c", "echo up; exec sleep 60"], log) as child:
+        while not log.read_bytes():
+            child.require_running()
+        child.kill()
+        child.start()
+        while log.read_text() != "up\nup\n":
+            child.require_running()
+
+
+def test_origins_are_told_in_order() -> None:
+    """Only what came in between, and how often."""
+    before, after = Counter({"hit": 3, "stale": 1}), Counter({"hit": 5, "stale": 1, "started": 2})
+    assert "2 started, 2 hit" == origins_between(before, after, ("stale", "started", "hit"))
+
+
 @needs_programs
 def test_story_is_told_twice(tmp_path: Path) -> None:
-    """The demo pushes, pulls and runs; told again it finds its data; nothing else is left."""
+    """The demo pulls through the cache, with the upstream and without it; told again it finds its data; nothing else
+    is left."""
     before = leftovers()
     told = [subprocess.run([*DEMO, "--once"], cwd=tmp_path, capture_output=True, text=True, check=False) for _ in "12"]
     assert [done.returncode for done in told] == [0, 0], told[0].stderr
@@ -112,6 +134,13 @@ def test_story_is_told_twice(tmp_path: Path) -> None:
         (True, True),
         (True, True),
     ]
+    for outcome in (r"by tag: pulled and ran it +1 stale, \d+ hit\n", r"by digest: pulled and ran it +\d+ hit\n"):
+        assert [True, True] == [re.search(outcome, done.stdout) is not None for done in told]
+    for outcome in (r'header +200, 110 .*; reason="unreachable"', r"not here +502, UNAVAILABLE: .*Connection refused"):
+        assert [True, True] == [re.search(outcome, done.stdout) is not None for done in told]
+    for outcome, done in zip((r"3 started, \d+ upstream", r"1 upstream, \d+ hit\n"), told, strict=True):
+        assert re.search(rf"ran it through the cache +{outcome}", done.stdout)
+    assert [1, 1] == [done.stdout.count("200, Sluice-Cache: upstream") for done in told]
     found = "demo: found the data of an earlier run: demo/hello:1"
     assert [found in done.stderr for done in told] == [False, True]
     assert leftovers() - before == set()
@@ -136,6 +165,7 @@ def test_commands_of_the_summary_work_until_ctrl_c(tmp_path: Path) -> None:
         demo.send_signal(signal.SIGINT)
         rest = demo.communicate(timeout=60)[1]
     assert [(done.returncode, done.stderr) for done in tried] == [(0, "")] * 3
-    assert [row.split()[0] for row in tried[-1].stdout.splitlines()] == ["REPOSITORY", "demo/hello", "mine/hello"]
+    assert [row.split()[0] for row in tried[-1].stdout.splitlines()] == ["REPOSITORY", "demo/hello", "demo/news"]
+    assert "Sluice-Cache: " in tried[1].stdout.title()
     assert demo.returncode == 0, rest
     assert leftovers() - before == set()

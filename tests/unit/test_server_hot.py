@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sluice.oci.digest import Digest
 from sluice.oci.reference import Repository
-from sluice.server.hot import ENTRY_OVERHEAD_BYTES, HotManifest, HotManifests
+from sluice.server.hot import ENTRY_OVERHEAD_BYTES, USE_AGAIN_S, HotManifest, HotManifests
 
 DIGEST = Digest.of(b"manifest")
 
@@ -63,3 +63,13 @@ def test_the_bound_holds_and_the_count_is_true(steps: list[tuple[str, int, int, 
         held = sum(size + ENTRY_OVERHEAD_BYTES for path, (_, size) in sizes.items() if hot.get(path) is not None)
         assert held == hot.bytes
         assert hot.bytes <= limit
+
+
+def test_hits_count_as_use_now_and_then() -> None:
+    """Every hit is counted; that an answer is in use is told once in ``USE_AGAIN_S``, for each answer."""
+    hot, used = HotManifests(1 << 20), list[str]()
+    hot.on_use = lambda repository, _: used.append(repository)
+    a, b = entry("a"), entry("b")
+    for one, now in [(a, 100.0), (a, 101.0), (b, 101.0), (a, 100.0 + USE_AGAIN_S), (b, 102.0)]:
+        hot.hit(one, now)
+    assert (["a", "b", "a"], 5) == (used, hot.hits)

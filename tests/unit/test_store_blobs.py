@@ -138,7 +138,7 @@ def test_a_push_lifts_a_condemnation(files: Files) -> None:
 
     def condemn(connection: sqlite3.Connection) -> None:
         connection.execute("DELETE FROM contents")
-        connection.execute("INSERT INTO condemned VALUES (?, 1.0)", (str(DIGEST),))
+        connection.execute("INSERT INTO condemned(digest, condemned_at) VALUES (?, 1.0)", (str(DIGEST),))
 
     files.index.write_blocking(condemn)
     files.publish()

@@ -280,7 +280,9 @@ ORPHAN = "'sha256:" + "ab" * 32 + "'"
         ),
         pytest.param(f"INSERT INTO edges VALUES (1, {ORPHAN}, {ORPHAN}, 'blob', 1)", "no manifest row", id="edges"),
         pytest.param(f"INSERT INTO edges VALUES (9, {ORPHAN}, {ORPHAN}, 'blob', 1)", "repository 9@", id="repository"),
-        pytest.param("INSERT INTO condemned SELECT digest, 0 FROM contents LIMIT 1", "held and condemned", id="both"),
+        pytest.param(
+            "INSERT INTO condemned SELECT digest, 0, size FROM contents LIMIT 1", "held and condemned", id="both"
+        ),
         pytest.param("INSERT INTO contents VALUES ('../../etc', 1, 0)", "no digest for its name", id="misnamed"),
         pytest.param("UPDATE totals SET value = value + 7 WHERE name = 'bytes'", "the total of bytes", id="totals"),
     ],

@@ -94,7 +94,8 @@ def test_a_rate_limit_says_when_to_come_back_and_what_is_left() -> None:
 
 
 def test_a_dead_upstream_is_left_alone_until_a_probe() -> None:
-    """After three failures nothing is sent, and the error's kind is remembered; one probe at a time closes it again."""
+    """After three requests that failed, two of them after all their tries, nothing is sent, and the error's kind is
+    remembered; one probe at a time closes it again."""
 
     async def story() -> None:
         now = [0.0]
@@ -103,17 +104,17 @@ def test_a_dead_upstream_is_left_alone_until_a_probe() -> None:
             for _ in range(5):
                 with pytest.raises(UpstreamFailed):
                     await registry.manifest(APP, MANIFEST_DIGEST)
-            assert [3, True] == [len(server.asked), registry.is_broken]
+            assert [7, True] == [len(server.asked), registry.is_broken]
             now[0] = 1.0
             with pytest.raises(UpstreamFailed):
                 await registry.manifest(APP, MANIFEST_DIGEST)
             now[0] = 2.9
             with pytest.raises(UpstreamFailed, match="not asked again yet"):
                 await registry.manifest(APP, MANIFEST_DIGEST)
-            assert 4 == len(server.asked)
+            assert 8 == len(server.asked)
             now[0], server.script = 3.0, plain
             assert MANIFEST == (await registry.manifest(APP, MANIFEST_DIGEST)).raw
-            assert [5, False] == [len(server.asked), registry.is_broken]
+            assert [9, False] == [len(server.asked), registry.is_broken]
             await registry.close()
 
     asyncio.run(story())
@@ -126,11 +127,12 @@ def test_a_probe_that_is_abandoned_does_not_block_the_next() -> None:
         now = [0.0]
         async with Scripted(lambda asked: Answer(500)) as server:
             registry = registry_at(server, clock=lambda: now[0])
-            with pytest.raises(UpstreamFailed):
-                await registry.manifest(APP, MANIFEST_DIGEST)
+            for _ in range(3):
+                with pytest.raises(UpstreamFailed):
+                    await registry.manifest(APP, MANIFEST_DIGEST)
             now[0], server.script = 1.0, lambda asked: Answer(0)
             probe = asyncio.create_task(registry.manifest(APP, MANIFEST_DIGEST))
-            while len(server.asked) < 4:
+            while len(server.asked) < 8:
                 await asyncio.sleep(0.01)
             with pytest.raises(UpstreamFailed):
                 await registry.manifest(APP, MANIFEST_DIGEST)

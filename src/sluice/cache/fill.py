@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Callable, Sequence
 
 from sluice.cache.answers import CacheCounters
@@ -24,8 +23,9 @@ from sluice.cache.chunks import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, PATIENCE_S, ne
 from sluice.cache.flights import again, patiently
 from sluice.cache.policy import CachePolicy, is_far
 from sluice.cache.recent import Recent
-from sluice.cache.sources import Opener
-from sluice.cache.spool import Spool
+from sluice.cache.sources import Opener, pause_s
+from sluice.cache.space import Space
+from sluice.cache.spool import Spool, open_spool
 from sluice.errors import (
     BlobUnknown,
     DigestInvalid,
@@ -42,7 +42,6 @@ from sluice.oci.reference import Repository
 from sluice.store.local import LocalStore
 
 WITHHELD_BYTES = 64 << 10
-PAUSE_S_MAX = 5.0
 REHASH_BYTES = 1 << 20
 WRONG_MAX = 10_000  # (repository, digest) whose bytes were wrong
 
@@ -74,6 +73,7 @@ class Fill:
         self._moved = asyncio.Event()
         self._readers = 0
         self._ended = False
+        self._leases = [fills.store.leases.take(repository, digest)]  # until it has ended and nobody reads it
 
     @property
     def policy(self) -> CachePolicy:
@@ -106,6 +106,7 @@ class Fill:
         """Make the blob readable in this repository too, once it is there."""
         if repository not in self.repositories:
             self.repositories.append(repository)
+            self._leases.append(self._fills.store.leases.take(repository, self.digest))
 
     async def head(self) -> None:
         """Wait until there is a head to show; raises how the fill failed, or UpstreamTimeout while it goes on."""
@@ -156,8 +157,8 @@ class Fill:
         except SluiceError as error:
             self._fail(error)
         finally:
-            if self._spool is not None and not self.complete:
-                await self._spool.drop()
+            if self._spool is not None:
+                await self._spool.end(kept=self.complete)
 
     def end(self) -> None:
         """Nothing more happens: who waits is told, and the file is closed once nobody reads it."""
@@ -199,7 +200,7 @@ class Fill:
                     raise first from error
                 _log.info("blob %s stands at byte %d and goes on: %s", self.digest, self.position, error.message)
                 if self._begun and failures % len(line) == 0:
-                    await asyncio.sleep(_pause_s(failures // len(line), self.policy))
+                    await asyncio.sleep(pause_s(failures // len(line), self.policy))
             else:
                 return
 
@@ -224,12 +225,12 @@ class Fill:
         if self._begun and None not in (size, self.size) and size != self.size:
             raise UpstreamInvalid(f"blob {self.digest} has {self.size} bytes at one upstream and {size} at another")
         if self._spool is None:
+            where, fills = self.repositories[0], self._fills
             try:
-                writer = await self._fills.store.begin_spool(self.repositories[0], self.digest.algorithm)
+                self._spool = await open_spool(fills.store, fills.space, where, self.digest, size, self._notify)
             except SluiceError:
                 self.refused = True
                 raise
-            self._spool = Spool(writer, self._notify)
         if not self._begun:
             self.size = size
             self._begun = True
@@ -242,7 +243,7 @@ class Fill:
         chunk, now = CHUNK_BYTES_MIN, asyncio.get_running_loop().time
         try:
             while end is None or self._spool.taken < end:
-                most = self._fills.chunk_bytes
+                most = share_bytes(self.counters.fills_active)
                 want = min(chunk, most) if end is None else min(chunk, most, end - self._spool.taken)
                 asked_at = now()
                 batch, ended = await next_batch(
@@ -290,19 +291,29 @@ class Fill:
         self._moved = asyncio.Event()
 
     def _release(self) -> None:
-        if self._ended and self._readers == 0 and self._spool is not None and self._spool.tail is not None:
+        if not self._ended or self._readers:
+            return
+        if self._spool is not None and self._spool.tail is not None:
             self._spool.tail.close()
+        for lease in self._leases:
+            self._fills.store.leases.drop(lease)
 
 
 class Fills:
     """The fills of one store, one for each digest. For one event loop; ``close`` before the store is closed."""
 
     def __init__(
-        self, store: LocalStore, policy: CachePolicy, counters: CacheCounters, clock: Callable[[], float]
+        self,
+        store: LocalStore,
+        policy: CachePolicy,
+        counters: CacheCounters,
+        clock: Callable[[], float],
+        space: Space | None = None,
     ) -> None:
         self.store = store
         self.policy = policy
         self.counters = counters
+        self.space = space
         self._slots = asyncio.Semaphore(policy.fills_max)  # first come, first served
         self._fills: dict[Digest, Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -312,11 +323,6 @@ class Fills:
 
     def __len__(self) -> int:
         return len(self._tasks)
-
-    @property
-    def chunk_bytes(self) -> int:
-        """How large a chunk of one fill may be: the more there are, the smaller."""
-        return share_bytes(self._active)
 
     def find(self, digest: Digest) -> Fill | None:
         """The running or waiting fill of a digest."""
@@ -390,9 +396,3 @@ class Fills:
     def _gauge(self) -> None:
         self.counters.fills_active = self._active
         self.counters.fills_queued = len(self._tasks) - self._active
-
-
-def _pause_s(rounds: int, policy: CachePolicy) -> float:
-    """Doubling with each round of upstream and mirrors, and never the same for two fills that broke off together."""
-    pause_s: float = policy.fill_pause_s * 2 ** (rounds - 1)
-    return min(PAUSE_S_MAX, pause_s) * random.uniform(0.5, 1.0)

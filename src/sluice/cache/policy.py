@@ -134,7 +134,7 @@ def fresh_for_s(facts: TagFacts, now: float, policy: CachePolicy) -> float:
         return math.inf
     if facts.gone or not _within(facts.checked_at, now, policy.tag_fresh_s):
         return 0.0
-    return (facts.checked_at or 0.0) + policy.tag_fresh_s - now
+    return policy.tag_fresh_s - (now - (facts.checked_at or 0.0))  # in this order never above tag_fresh_s
 
 
 def stale_reason(facts: TagFacts) -> str | None:

@@ -103,6 +103,7 @@ class PullThrough:
     async def fetch_descriptor(self, repository: Repository, reference: Reference) -> Fetched[Descriptor]:
         """``resolve``. What it names is then held here, room permitting."""
         if isinstance(reference, Digest):
+            self._store.use(repository, reference)
             with contextlib.suppress(ManifestUnknown, NameUnknown):
                 return self._counted(await self._store.resolve(repository, reference), Kind.HIT, fresh_s=math.inf)
             found = await self.fetch_manifest(repository, reference)
@@ -114,11 +115,13 @@ class PullThrough:
         except ABSENT as error:
             self._absent.put(key, error)
             raise
+        self._store.use(repository, fetched.value.digest)
         self.counters.count(fetched.provenance)
         return fetched
 
     async def fetch_manifest(self, repository: Repository, digest: Digest) -> Fetched[Manifest]:
         """``manifest``."""
+        self._store.use(repository, digest)
         with contextlib.suppress(ManifestUnknown, NameUnknown, StoreDamaged):
             return self._counted(await self._store.manifest(repository, digest), Kind.HIT, fresh_s=math.inf)
         key = (repository, str(digest))
@@ -136,7 +139,8 @@ class PullThrough:
         """``open_blob``."""
         damaged = False
         try:
-            return self._counted(await self._store.open_blob(repository, digest), Kind.HIT)
+            if self._store.use(repository, digest):
+                return self._counted(await self._store.open_blob(repository, digest), Kind.HIT)
         except StoreDamaged:
             damaged = True
         except BlobUnknown:
@@ -171,6 +175,17 @@ class PullThrough:
         self._proofs.put((repository, digest), True)
         reader.close()
         return self._counted(reader.size, Kind.UPSTREAM)
+
+    async def pin(self, repository: Repository, tag: Tag) -> Descriptor:
+        """Nail the tag to what it names now, fetched where it is not held: it neither moves nor leaves the cache, and
+        what it names stays. Raises what ``resolve`` raises."""
+        descriptor = (await self.fetch_descriptor(repository, tag)).value
+        await self._store.pin_tag(repository, tag, True)
+        return descriptor
+
+    async def unpin(self, repository: Repository, tag: Tag) -> None:
+        """Let the tag go; raises NameUnknown or ManifestUnknown."""
+        await self._store.pin_tag(repository, tag, False)
 
     async def fetch_tags(self, repository: Repository, limit: int, last: str | None) -> Fetched[Sequence[Tag]]:
         """``tags``."""
@@ -268,10 +283,20 @@ class PullThrough:
         try:
             held = await self._store.resolve(repository, descriptor.digest)
         except (ManifestUnknown, NameUnknown):
-            return _describe(await self._bring_manifest(repository, descriptor.digest, tag))
+            return _describe(await self._bring_tagged(repository, descriptor.digest, tag))
         with self._unkept_allowed(f"tag {tag} of {repository}"):
             await self._store.confirm_tag(repository, tag, held.digest, ACTOR)
         return held
+
+    async def _bring_tagged(self, repository: Repository, digest: Digest, tag: Tag) -> Manifest:
+        """What the upstream says that the tag names. Where it does not have that, it contradicts itself, which says
+        nothing about the tag."""
+        try:
+            return await self._bring_manifest(repository, digest, tag)
+        except (ManifestUnknown, NameUnknown) as error:
+            raise UpstreamInvalid(
+                f"the upstream says that {tag} of {repository} is {digest}, and does not have that: {error.message}"
+            ) from None
 
     async def _bring_manifest(self, repository: Repository, digest: Digest, tag: Tag | None = None) -> Manifest:
         """From the upstream, verified, and kept where there is room."""
@@ -281,10 +306,22 @@ class PullThrough:
             raise UpstreamInvalid(f"the upstream sent other bytes than those of manifest {digest} of {repository}")
         self.counters.upstream_bytes += len(manifest.raw)
         with self._unkept_allowed(f"manifest {digest} of {repository}"):
-            await self._store.cache_manifest(repository, manifest, tag, ACTOR)
+            await self._keep_manifest(repository, manifest, tag)
             if self.policy.prefetch:
                 await self._prefetch(repository, manifest)
         return manifest
+
+    async def _keep_manifest(self, repository: Repository, manifest: Manifest, tag: Tag | None) -> None:
+        """Raises StorageFull. While it is let in, what names it does not leave for it."""
+        if self._fills.space is None:
+            await self._store.cache_manifest(repository, manifest, tag, ACTOR)
+            return
+        with self._store.leases.held(repository, manifest.digest):
+            grant = await self._fills.space.admit(len(manifest.raw))
+            try:
+                await self._store.cache_manifest(repository, manifest, tag, ACTOR)
+            finally:
+                grant.release()
 
     async def _prefetch(self, repository: Repository, manifest: Manifest) -> None:
         """Begin to fetch what an image names. Only as many as the fills have room for: who asks comes first."""

@@ -7,9 +7,11 @@ there is no such thing is the upstream's own to say, so what is raised is always
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from sluice.cache.policy import CachePolicy
 from sluice.errors import BlobUnknown, ManifestUnknown, NameUnknown, UpstreamError
 from sluice.oci.content import BlobReader, Descriptor, Referrer, Source
 from sluice.oci.digest import Digest
@@ -18,6 +20,8 @@ from sluice.oci.reference import Reference, Repository, Tag
 
 C = TypeVar("C")
 T = TypeVar("T")
+
+PAUSE_S_MAX = 5.0
 
 Opener = Callable[[int], Awaitable[BlobReader]]
 """Open an upstream's blob, to be read from this offset on."""
@@ -78,3 +82,9 @@ async def _first(choices: Sequence[C], ask: Callable[[C], Awaitable[T]]) -> T:
             with contextlib.suppress(UpstreamError, *ABSENT):
                 return await ask(mirror)
         raise error from None
+
+
+def pause_s(rounds: int, policy: CachePolicy) -> float:
+    """Doubling with each round of upstream and mirrors, and never the same for two fills that broke off together."""
+    pause_s: float = policy.fill_pause_s * 2 ** (rounds - 1)
+    return min(PAUSE_S_MAX, pause_s) * random.uniform(0.5, 1.0)

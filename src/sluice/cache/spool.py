@@ -10,20 +10,42 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 
+from sluice.cache.space import Grant, Space
 from sluice.errors import SluiceError
 from sluice.oci.digest import Digest
 from sluice.oci.reference import Repository
 from sluice.store.blobs import LocalBlob
+from sluice.store.local import LocalStore
 from sluice.store.writer import LocalBlobWriter
+
+
+async def open_spool(
+    store: LocalStore,
+    space: Space | None,
+    repository: Repository,
+    digest: Digest,
+    size: int | None,
+    moved: Callable[[], None],
+) -> Spool:
+    """A spool for a blob of ``size`` bytes, let in by ``space``; raises StorageFull or TooManyUploads."""
+    grant = None if space is None else await space.admit(size)
+    try:
+        return Spool(await store.begin_spool(repository, digest.algorithm), moved, grant)
+    except BaseException:
+        if grant is not None:
+            grant.release()
+        raise
 
 
 class Spool:
     """An upload session that is read while it grows. ``taken`` bytes were handed in, ``written`` can be read.
 
     ``tail`` reads them, from the first byte on; whoever made the spool closes it. ``moved`` is called after each write.
+    ``grant`` is the room that it has.
     """
 
-    def __init__(self, writer: LocalBlobWriter, moved: Callable[[], None]) -> None:
+    def __init__(self, writer: LocalBlobWriter, moved: Callable[[], None], grant: Grant | None = None) -> None:
+        self._grant = grant
         self._writer = writer
         self._moved = moved
         self._writing: asyncio.Task[None] | None = None
@@ -33,8 +55,15 @@ class Spool:
         self.refusal: SluiceError | None = None
 
     async def append(self, batch: Sequence[bytes], size: int) -> None:
-        """Take ``batch`` of ``size`` bytes once what came before is written; raises what the store raised on that."""
+        """Take ``batch`` of ``size`` bytes once what came before is written; raises what the store raised about that,
+        and StorageFull where there is no room for it."""
         await self.settle()
+        if self._grant is not None:
+            try:
+                await self._grant.reach(self.taken + size)
+            except SluiceError as error:
+                self.refusal = error
+                raise
         self.taken += size
         self._writing = asyncio.create_task(self._write(batch), name="write spool")
 
@@ -62,6 +91,15 @@ class Spool:
         except SluiceError as error:
             self.refusal = error
             raise
+
+    async def end(self, *, kept: bool) -> None:
+        """``drop`` it unless it was committed, and give its room back."""
+        try:
+            if not kept:
+                await self.drop()
+        finally:
+            if self._grant is not None:
+                self._grant.release()
 
     async def drop(self) -> None:
         """Leave nothing behind, whatever is under way; what was committed stays."""

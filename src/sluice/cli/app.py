@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import click
 
 import sluice
-from sluice.cli import content, demo, manual, serve, users
+from sluice.cli import cache, content, demo, manual, serve, users
 from sluice.cli.show import OUTPUT, show_record
 from sluice.errors import ConfigInvalid, SluiceError
 
@@ -37,6 +37,7 @@ command_line.add_command(users.user)
 command_line.add_command(content.gc)
 command_line.add_command(content.fsck)
 command_line.add_command(content.tags)
+command_line.add_command(cache.cache)
 command_line.add_command(manual.config_docs)
 command_line.add_command(demo.demo)
 

@@ -1,7 +1,8 @@
 """``make run``: the whole story on one machine, told by real programs.
 
-Starts the registry, pushes an image with skopeo, pulls it with an unpatched containerd under a constant name, runs it,
-then leaves the registry running for whoever wants to try more. The data outlives the demo; nothing else does.
+Starts a registry and a caching Sluice before it, pulls through the cache with an unpatched containerd, cuts the
+upstream and pulls again (``demo_story``); then leaves both running for whoever wants to try more. The data outlives the
+demo; nothing else does.
 """
 
 from __future__ import annotations
@@ -9,64 +10,22 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import shutil
 import signal
 import socket
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
-from sluice.cli.demo_children import Child, run_step
-from sluice.cli.demo_containerd import private_containerd
-from sluice.cli.demo_image import build_image, machine_architecture
+from sluice.cli.demo_registry import Place, RunningRegistry
+from sluice.cli.demo_story import REPOSITORY, TAG, TAG_FRESH_S, Story, say
 from sluice.errors import Unavailable
-from sluice.server.admin import SOCKET_NAME, call, reach
+from sluice.server.admin import SOCKET_NAME, reach
 
 PORT, OPERATIONS_PORT = 5001, 5002
-REPOSITORY, TAG = "demo/hello", "1"
-NAME_IN_CLUSTER = "registry.sluice.internal:5001"
-READY_S = 30.0
-"""How long the registry may take to become ready, in seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """Where everything of one run is."""
-
-    home: Path
-    address: str
-    operations: str
-
-    @property
-    def url(self) -> str:
-        return f"https://{self.address}"
-
-    @property
-    def data(self) -> Path:
-        return self.home / "data"
-
-    @property
-    def certificates(self) -> Path:
-        """A directory with the CA and nothing else, as skopeo and containerd want it."""
-        return self.home / "certs"
-
-    @property
-    def ca(self) -> Path:
-        return self.certificates / "ca.crt"
-
-    @property
-    def image(self) -> str:
-        return f"docker://{self.address}/{REPOSITORY}:{TAG}"
-
-    def log(self, name: str) -> Path:
-        return self.home / f"{name}.log"
+UPSTREAM_PORT, UPSTREAM_OPERATIONS_PORT = 5003, 5004
 
 
 @click.command(hidden=True)
@@ -75,17 +34,24 @@ class _Stage:
     "--directory", type=click.Path(path_type=Path), default=".sluice", show_default=True, help="Where data stays."
 )
 def demo(once: bool, directory: Path) -> int:
-    """Start a registry, push an image, pull and run it with containerd."""
+    """Pull through a cache with containerd, cut its upstream, pull again."""
     _stop_on_signals()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _require_alone(directory)
-    stage = _Stage(directory, _free_address(PORT, "registry"), _free_address(OPERATIONS_PORT, "operations"))
-    with _registry(stage) as server:
-        told = _tell_story(stage)
-        _summarise(stage, told)
+    places = [
+        Place("upstream", directory, directory / "upstream", *_addresses(UPSTREAM_PORT, UPSTREAM_OPERATIONS_PORT)),
+        Place("sluice", directory, directory / "data", *_addresses(PORT, OPERATIONS_PORT)),
+    ]
+    for place in places:
+        _require_alone(place)
+    with _registries(*places) as (upstream, cache):
+        story = Story(directory, cache, upstream)
+        is_open = _is_open(story)
+        if is_open:
+            story.tell()
+        _summarise(story, is_open)
         if not once:
-            _wait(server)
-    _say("ended; the data stays")
+            _wait(upstream, cache)
+    say("ended; the data stays")
     return 0
 
 
@@ -95,11 +61,15 @@ def _stop_on_signals() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def _require_alone(home: Path) -> None:
-    running = reach(home / "data" / SOCKET_NAME)
+def _require_alone(place: Place) -> None:
+    running = reach(place.data / SOCKET_NAME)
     if running is not None:
         running.close()
-        raise Unavailable(f"a registry runs on {home}/data already: end that one first, or choose another --directory")
+        raise Unavailable(f"a registry runs on {place.data} already: end that one first, or choose another --directory")
+
+
+def _addresses(port: int, operations_port: int) -> tuple[str, str]:
+    return _free_address(port, "registry"), _free_address(operations_port, "operations")
 
 
 def _free_address(preferred: int, what: str) -> str:
@@ -109,128 +79,75 @@ def _free_address(preferred: int, what: str) -> str:
             probe.bind(("127.0.0.1", port))
             chosen = probe.getsockname()[1]
             if chosen != preferred:
-                _say(f"port {preferred} is in use by another program: {what} goes to port {chosen}")
+                say(f"port {preferred} is in use by another program: {what} goes to port {chosen}")
             return f"127.0.0.1:{chosen}"
     raise Unavailable("no port is free on 127.0.0.1: end some programs")
 
 
 @contextlib.contextmanager
-def _registry(stage: _Stage) -> Iterator[Child]:
-    """Run ``sluice serve`` until the block ends; then drain and end it."""
-    command = [sys.executable, "-m", "sluice", "serve", "--data", str(stage.data), "--listen", stage.address]
-    command += ["--operations-listen", stage.operations]
-    # The demo's registry is as the demo says, whatever else the user has configured.
-    others = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
-    with Child("sluice serve", command, stage.log("sluice"), others) as server:
+def _registries(upstream: Place, cache: Place) -> Iterator[tuple[RunningRegistry, RunningRegistry]]:
+    """Run both until the block ends; then drain and end them, the cache first."""
+    started = time.monotonic()
+    with RunningRegistry(upstream, "--mode", "local") as behind:
+        say(f"upstream registry ready after {time.monotonic() - started:.2f} s on {upstream.url}")
         started = time.monotonic()
-        try:
-            _await_ready(stage, server)
-            _say(f"registry ready after {time.monotonic() - started:.2f} s on {stage.url}")
-            stage.certificates.mkdir(exist_ok=True)
-            shutil.copyfile(stage.data / "tls" / "ca.crt", stage.ca)
-            yield server
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
-            _say("stopping the registry: transfers in progress may finish")
+        flags = ("--mode", "proxy", "--upstream", upstream.url, "--upstream-ca", str(upstream.ca))
+        asks = ("--cache-tag-fresh-s", f"{TAG_FRESH_S:g}", "--cache-revalidate", "first")
+        with RunningRegistry(cache, *flags, *asks) as before:
+            say(f"caching Sluice ready after {time.monotonic() - started:.2f} s on {cache.url}")
+            try:
+                yield behind, before
+            finally:
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)
+                say("stopping both registries: transfers in progress may finish")
 
 
-def _await_ready(stage: _Stage, server: Child) -> None:
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
-        server.require_running()
-        with contextlib.suppress(OSError, urllib.error.URLError):
-            urllib.request.urlopen(f"http://{stage.operations}/readyz", timeout=2).close()
-            return
-        time.sleep(0.05)
-    raise Unavailable(f"the registry was not ready within {READY_S:.0f} s: see {stage.log('sluice')}")
-
-
-def _tell_story(stage: _Stage) -> bool:
-    """Push, pull and run; False where there are users, and so a password that the demo does not know."""
-    found = _ask(stage, "tags", {"repository": None, "after": None})["tags"]
+def _is_open(story: Story) -> bool:
+    """Say what an earlier run left; False where there are users, and so a password that the demo does not know."""
+    found = story.cache.ask("tags", {"repository": None, "after": None})["tags"]
     if found:
         names = ", ".join(f"{tag['repository']}:{tag['tag']}" for tag in found[:10])
-        _say(f"found the data of an earlier run: {names}{' and more' if len(found) > 10 else ''}")
-    if _ask(stage, "user list", {"after": None})["users"]:
-        _say("there are users, so nobody pushes or pulls without a password: the demo leaves that to you")
-        return False
-    _push(stage)
-    _pull_and_run(stage)
+        say(f"found the data of an earlier run: {names}{' and more' if len(found) > 10 else ''}")
+    for registry in (story.cache, story.upstream):
+        if registry.ask("user list", {"after": None})["users"]:
+            say("there are users, so nobody pushes or pulls without a password: the demo leaves that to you")
+            return False
     return True
 
 
-def _push(stage: _Stage) -> None:
-    busybox = shutil.which("busybox")
-    if busybox is None:
-        raise Unavailable("busybox is not installed: run make setup, or install the Debian package busybox-static")
-    layout = stage.home / "image"
-    shutil.rmtree(layout, ignore_errors=True)
-    digest = build_image(layout, Path(busybox), TAG)
-    _say(f"built an image for linux/{machine_architecture()} and friends: {digest}")
-    copy = ["skopeo", "--insecure-policy", "copy", "--all", "--dest-cert-dir", str(stage.certificates)]
-    with _timed(f"pushed it with skopeo to {stage.address}/{REPOSITORY}:{TAG}"):
-        run_step([*copy, f"oci:{layout}:{TAG}", stage.image])
-
-
-def _pull_and_run(stage: _Stage) -> None:
-    if os.geteuid() != 0:
-        _say("not root, so containerd cannot run: skipping the pull (repeat with sudo to see it)")
-        return
-    image = f"{NAME_IN_CLUSTER}/{REPOSITORY}:{TAG}"
-    with private_containerd(stage.log("containerd")) as containerd:
-        containerd.redirect(NAME_IN_CLUSTER, stage.url, stage.ca)
-        with _timed(f"pulled it with an unpatched containerd as {image}"):
-            containerd.pull(image)
-        with _timed("ran it"):
-            printed = containerd.run(image)
-        for line in printed.splitlines():
-            _say(f"  | {line}")
-
-
-def _ask(stage: _Stage, command: str, arguments: dict[str, object]) -> Any:
-    return call(stage.data / SOCKET_NAME, command, arguments)
-
-
-@contextlib.contextmanager
-def _timed(done: str) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    _say(f"{done}: {time.monotonic() - started:.2f} s")
-
-
-def _summarise(stage: _Stage, is_open: bool) -> None:
+def _summarise(story: Story, is_open: bool) -> None:
     program = Path(sys.executable).with_name("sluice")
     sluice = shlex.quote(os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program))
-    certificates = f"--src-cert-dir {stage.certificates} --dest-cert-dir {stage.certificates}"
+    cache, upstream = story.cache.place, story.upstream.place
+    image = cache.image(f"{REPOSITORY}:{TAG}")
     commands = [
-        f"skopeo inspect --cert-dir {stage.certificates} {stage.image}",
-        f"skopeo --insecure-policy copy {certificates} {stage.image} docker://{stage.address}/mine/hello:2",
-        f"{sluice} tags --data {stage.data}",
+        f"skopeo inspect --cert-dir {cache.certificates} {image}",
+        f"curl -sSI --cacert {cache.ca} {cache.url}/v2/{REPOSITORY}/manifests/{TAG}",
+        f"{sluice} tags --data {cache.data}",
     ]
     if not is_open:
-        commands[:0] = [f"skopeo login --cert-dir {stage.certificates} {stage.address}"]
+        commands[:0] = [f"skopeo login --cert-dir {cache.certificates} {cache.address}"]
+    width = max((len(what) for what, _ in story.told), default=0)
+    happened = "\n".join(f"  {what:<{width}}  {outcome}" for what, outcome in story.told)
     listed = "\n  ".join(commands)
     click.echo(f"""
 Sluice is running.
-  registry  {stage.url}
-  CA        {stage.ca}
-  data      {stage.data} (kept; rm -r {stage.home} forgets it)
-  log       {stage.log("sluice")}
-  health    http://{stage.operations}/readyz, metrics beside it at /metrics
-
-Try in another terminal:
-  {listed}
+  cache     {cache.url} (its CA: {cache.ca})
+  upstream  {upstream.url} (its CA: {upstream.ca})
+  data      {cache.data} and {upstream.data} (kept; rm -r {story.home} forgets them)
+  logs      {cache.log}, {upstream.log}
+  health    http://{cache.operations}/readyz, metrics beside it at /metrics
 """)
+    if happened:
+        click.echo(f"What happened, and where the answers came from:\n{happened}\n")
+    click.echo(f"Try in another terminal:\n  {listed}\n")
 
 
-def _wait(server: Child) -> None:
+def _wait(*registries: RunningRegistry) -> None:
     with contextlib.suppress(KeyboardInterrupt):
-        _say("Ctrl-C ends it")
+        say("Ctrl-C ends it")
         while True:
-            server.require_running()
+            for registry in registries:
+                registry.require_running()
             time.sleep(0.5)
-
-
-def _say(text: str) -> None:
-    click.echo(f"demo: {text}", err=True)

@@ -32,7 +32,13 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Child:
-        with self.output.open("wb") as sink:
+        self.output.write_bytes(b"")
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start the process, or start it again; what it says goes behind what it said before."""
+        with self.output.open("ab") as sink:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -41,7 +47,12 @@ class Child:
                 start_new_session=True,
                 env=self._environment,
             )
-        return self
+
+    def kill(self) -> None:
+        """End it at once, without a chance to tidy up."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -28,6 +28,9 @@ limits:
 - Switches are `true` or `false`; as flags `--log-access` and `--no-log-access`.
 - An empty variable counts as unset. Unknown keys, wrong values and settings that contradict each other end `sluice`
   with exit code 2 and a line that names key, value, source and remedy.
+- `upstream: ADDRESS` in the file is short for `upstream: {{address: ADDRESS}}`; so is `NAME: ADDRESS` in `registries`.
+- The file is read again when it changes and on SIGHUP: `mode`, `upstream`, `registries` and `cache` take effect at once
+  (`docs/modes.md`), the rest after a restart.
 
 This page is generated: `sluice config-docs > docs/configuration.md`.
 """

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sluice.config import CONFIG_VARIABLE, LEAVES, Leaf, load_config
+from sluice.config import CONFIG_VARIABLE, LEAVES, ConfigSource, Leaf
 
 Result = TypeVar("Result")
 _METAVARS = {
@@ -38,8 +38,8 @@ _CONFIG = click.option(
 
 
 def with_settings(command: Callable[..., Result]) -> Callable[..., Result]:
-    """Give a command ``--config`` and one flag for each setting there is; it takes the outcome as ``config``."""
-    return _configured(command, list(LEAVES.values()))
+    """Give a command ``--config`` and one flag for each setting there is; it takes ``source``, to load it from."""
+    return _sourced(command, list(LEAVES.values()))
 
 
 def with_data(command: Callable[..., Result]) -> Callable[..., Result]:
@@ -49,11 +49,19 @@ def with_data(command: Callable[..., Result]) -> Callable[..., Result]:
 
 def _configured(command: Callable[..., Result], leaves: Sequence[Leaf]) -> Callable[..., Result]:
     @wraps(command)
-    def load_first(config_file: Path | None, **given: Any) -> Result:
-        flags = {leaf.key: _plain(given.pop(_parameter(leaf.key))) for leaf in leaves}
-        return command(config=load_config(config_file, os.environ, flags), **given)
+    def load_first(source: ConfigSource, **given: Any) -> Result:
+        return command(config=source.load(), **given)
 
-    decorated: Callable[..., Result] = load_first
+    return _sourced(load_first, leaves)
+
+
+def _sourced(command: Callable[..., Result], leaves: Sequence[Leaf]) -> Callable[..., Result]:
+    @wraps(command)
+    def gather(config_file: Path | None, **given: Any) -> Result:
+        flags = {leaf.key: _plain(given.pop(_parameter(leaf.key))) for leaf in leaves}
+        return command(source=ConfigSource(config_file, dict(os.environ), flags), **given)
+
+    decorated: Callable[..., Result] = gather
     for leaf in reversed(leaves):
         decorated = _option(leaf)(decorated)
     return _CONFIG(decorated)

@@ -49,13 +49,32 @@ class _Given:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class ConfigSource:
+    """Everything that a configuration is made of, to make it again when the file has changed."""
+
+    file: Path | None
+    environ: Mapping[str, str]
+    flags: Mapping[str, object]
+
+    @property
+    def path(self) -> Path | None:
+        """The file that is read, whichever way it was named."""
+        named = self.environ.get(CONFIG_VARIABLE)
+        return self.file if self.file is not None else (Path(named) if named else None)
+
+    def load(self) -> RegistryConfig:
+        """Read it all; raises ConfigInvalid."""
+        return load_config(self.file, self.environ, self.flags)
+
+
 def load_config(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> RegistryConfig:
     """Merge flags over environment over file over defaults.
 
     ``flags`` maps dotted keys to values; None means not given. Without ``file``, ``SLUICE_CONFIG`` may name one. An
     empty environment variable counts as unset. Raises ConfigInvalid.
     """
-    chosen = file if file is not None else (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
+    chosen = ConfigSource(file, environ, flags).path
     given: dict[str, _Given] = {}
     if chosen is not None:
         given |= {key: _Given(value, f"file {chosen}") for key, value in _read_file(chosen)}

@@ -151,7 +151,7 @@ class CacheConfig(Section):
     authorize: Literal["callers", "upstream"] = Field(
         default="callers",
         description=(
-            "who may have what was fetched with our credentials: every caller that may pull here, or (not available"
-            " yet) whom the upstream lets"
+            "who may have what was fetched with our credentials: every caller that may pull here (`callers`), or whom"
+            " the `upstream` lets in with the same name and password; needs `access.challenge` basic"
         ),
     )

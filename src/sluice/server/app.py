@@ -12,13 +12,14 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from sluice.errors import MethodNotAllowed, RequestInvalid, SluiceError
+from sluice.errors import MethodNotAllowed, RequestInvalid, SluiceError, UpstreamLoop
 from sluice.server import blobs, listing, login, manifests, uploads
 from sluice.server.access import Action, Principal, wanted_scopes
 from sluice.server.blobs import Streams
 from sluice.server.exchange import ClientGone, Exchange, Receive, Scope, Send
 from sluice.server.hot import HotManifest, hot_key
 from sluice.server.registry import Registry
+from sluice.upstream.instance import RECEIVED_VIA, is_own
 from sluice.wire.problem import problem_headers, render_errors
 from sluice.wire.route import Kind, Route, check_method, parse_route
 
@@ -80,7 +81,8 @@ class Application:
         began = time.perf_counter()
         query = scope["query_string"]
         path = hot_key(scope["raw_path"], query) if query else scope["raw_path"]
-        hot = self.registry.wiring.hot.get(path)
+        memory = self.registry.wiring.hot
+        hot = memory.get(path)
         if hot is not None and began < hot.until and scope["method"] in PULL_METHODS:
             authorization = condition = None
             agent = b""
@@ -96,6 +98,7 @@ class Application:
                 sent = hot.size if scope["method"] == "GET" else 0
                 await send(hot.start)
                 await send(hot.body if sent else NO_BODY)
+                memory.hit(hot, began)
                 self._count_hot(scope, sent, (began, principal.name, agent))
                 return
         await self._answer(scope, receive, send, began)
@@ -109,7 +112,6 @@ class Application:
     def _count_hot(self, scope: Scope, sent: int, who: tuple[float, str, bytes]) -> None:
         method, (began, name, agent) = scope["method"], who
         seconds = time.perf_counter() - began
-        self.registry.wiring.hot.hits += 1
         self._served[method].observe(seconds, sent)
         if self._log.enabled:
             self._log.record(
@@ -164,11 +166,16 @@ class Application:
     async def _problem(self, x: Exchange, error: SluiceError) -> None:
         if x.status:
             return  # the head is out: ending here cuts the connection, which the client sees as an incomplete body
+        x.marks = x.wiring.marks  # an error is no answer that came from somewhere
         if error.status >= 500:
             log.warning("%s %s: %s", x.method, x.scope["raw_path"].decode("latin-1"), error.message)
         await x.refuse(error.status, [*problem_headers(error), *x.error_headers], render_errors(error))
 
     async def _dispatch(self, x: Exchange) -> None:
+        x.check_head()
+        via = x.text_header(b"via")
+        if via is not None:
+            _take_via(via)
         x.route = parse_route(x.scope["raw_path"], x.method)
         check_method(x.route, x.method)
         if x.route.kind is Kind.TOKEN:
@@ -179,6 +186,8 @@ class Application:
         if x.wiring.sink is None:
             _check_readable(x, action)
         await self._admit(x, x.route, action)
+        if x.wiring.entitlement is not None and action is Action.PULL and x.route.repository is not None:
+            await x.wiring.entitlement.require(x.route, x.header(b"authorization"))
         await handler(self.registry, x)
 
     async def _admit(self, x: Exchange, route: Route, action: Action | None) -> None:
@@ -192,6 +201,15 @@ class Application:
 
     async def _blob(self, registry: Registry, x: Exchange) -> None:
         await blobs.get(registry, x, self.streams, self._sever)
+
+
+def _take_via(via: str) -> None:
+    """Let what this request asks of upstreams carry on the chain; raises UpstreamLoop where it began here."""
+    if is_own(via):
+        raise UpstreamLoop(
+            "this request was sent by this very server: an upstream of it, directly or through others, is itself"
+        )
+    RECEIVED_VIA.set(via)  # each request has a context of its own
 
 
 def _locate(x: Exchange) -> None:

@@ -26,6 +26,7 @@ log = logging.getLogger("sluice.server")
 SLICE_BYTES_MAX = 128 * 1024
 SLICE_BYTES_MIN = 16 * 1024
 SLICES_TO_GROW = 8
+IDLE_STEPS = 16  # limits.response_idle_s is kept to a sixteenth
 SLICES_IN_FLIGHT = 6  # four in the server library's queue, one being sent, one being read
 OCTETS = (b"content-type", b"application/octet-stream")
 
@@ -153,10 +154,14 @@ async def _stream(
     gone = asyncio.ensure_future(x.gone())
     try:
         async with asyncio.timeout(idle_s) as deadline:
-            loop = asyncio.get_running_loop()
+            clock = asyncio.get_running_loop().time
+            moved = clock()
             while not span.ends(position, data) and not gone.done():
                 await x.send(data, more=True)
-                deadline.reschedule(loop.time() + idle_s)
+                now = clock()
+                if now - moved > idle_s / IDLE_STEPS:  # a timer for each slice would cost as much as reading it
+                    deadline.reschedule(now + idle_s)
+                    moved = now
                 slice_bytes = streams.slice_bytes(position - span.start)
                 data = await reader.read(position, span.next_length(position, slice_bytes))
                 position += len(data)

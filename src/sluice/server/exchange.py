@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from sluice.errors import BodyTooLarge, RequestTimeout, SizeInvalid
+from sluice.errors import BodyTooLarge, HeadTooLarge, RequestTimeout, SizeInvalid
 from sluice.oci.reference import Repository
 from sluice.server.access import Principal
 from sluice.server.wiring import Wiring
@@ -34,6 +34,10 @@ LINGER_BYTES = 64 * 1024 * 1024
 """How much of a refused body is read away so that the refusal arrives."""
 LINGER_S = 10.0
 LINGER_IDLE_S = 1.0
+
+
+HEAD_BYTES = 64 * 1024
+"""Names and values of a request's header fields; the server library bounds the whole head, less tightly."""
 
 
 class ClientGone(Exception):
@@ -89,6 +93,12 @@ class Exchange:
         """Where this request writes; it has been refused where there is none."""
         assert self.wiring.sink is not None
         return self.wiring.sink
+
+    def check_head(self) -> None:
+        """Raise HeadTooLarge beyond ``HEAD_BYTES``."""
+        size = sum(len(name) + len(value) for name, value in self.scope["headers"])
+        if size > HEAD_BYTES:
+            raise HeadTooLarge(f"the header fields have {size} bytes; at most {HEAD_BYTES} are allowed")
 
     def header(self, name: bytes) -> bytes | None:
         """The value of a header by its lower-case name; the last one where it came twice."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
@@ -15,6 +16,7 @@ from sluice.cache.policy import CachePolicy
 from sluice.cache.pullthrough import PullThrough
 from sluice.cache.readers import ThroughReader
 from sluice.cache.sources import Mirrored
+from sluice.errors import ManifestUnknown, NameUnknown, StoreDamaged
 from sluice.oci.content import BlobReader, Descriptor, Referrer
 from sluice.oci.digest import Digest
 from sluice.oci.manifest import Manifest
@@ -108,8 +110,12 @@ class CacheFetcher(PullThrough):
         if isinstance(reference, Digest):
             return await self.fetch_manifest(repository, reference)
         described = await self.fetch_descriptor(repository, reference)
+        with contextlib.suppress(ManifestUnknown, NameUnknown, StoreDamaged):
+            # Not by ``fetch_manifest``: it is one answer and counts once.
+            held = await self._store.manifest(repository, described.value.digest)
+            return Fetched(held, described.provenance, described.fresh_s)
         found = await self.fetch_manifest(repository, described.value.digest)
-        return Fetched(found.value, described.provenance, min(described.fresh_s, found.fresh_s))
+        return Fetched(found.value, described.provenance, described.fresh_s)
 
 
 class NamedRemote:

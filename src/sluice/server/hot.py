@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from sluice.oci.digest import Digest
 from sluice.oci.reference import Repository
 
 ENTRY_OVERHEAD_BYTES = 2048
+USE_AGAIN_S = 10.0  # a hit within as long after the last one that counted as use is no news
 _STRIPES = 1024
 
 
@@ -22,7 +24,8 @@ _STRIPES = 1024
 class HotManifest:
     """A prepared 200 answer: the two ASGI messages, and what access and conditional checks need.
 
-    ``until``: when it may not be given any more, by ``time.perf_counter``.
+    ``until``: when it may not be given any more, by ``time.perf_counter``. ``used_until``: before this a hit is not
+    told as use.
     """
 
     repository: Repository
@@ -32,6 +35,7 @@ class HotManifest:
     body: dict[str, Any]
     size: int
     until: float = math.inf
+    used_until: float = -math.inf
 
 
 def hot_key(path: bytes, query: bytes) -> bytes:
@@ -43,16 +47,25 @@ def hot_key(path: bytes, query: bytes) -> bytes:
 
 
 class HotManifests:
-    """Answers by ``hot_key``. ``limit_bytes`` bounds the whole; ``hits`` counts what was answered from here."""
+    """Answers by ``hot_key``. ``limit_bytes`` bounds the whole; ``hits`` counts what was answered from here. ``on_use``
+    is told who was, at least every ``USE_AGAIN_S`` seconds of use."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.bytes = 0
         self.hits = 0
+        self.on_use: Callable[[Repository, Digest], object] = _ignore
         self._entries: OrderedDict[bytes, HotManifest] = OrderedDict()
         self._paths: dict[Repository, set[bytes]] = {}
         self._generations = [0] * _STRIPES
         self.get = self._entries.get
+
+    def hit(self, entry: HotManifest, now: float) -> None:
+        """An answer was given again, at ``now`` by ``time.perf_counter``."""
+        self.hits += 1
+        if now >= entry.used_until:
+            entry.used_until = now + USE_AGAIN_S
+            self.on_use(entry.repository, entry.digest)
 
     def begin(self, repository: Repository) -> int:
         """Before reading from the store: remember the repository's generation."""
@@ -86,3 +99,7 @@ class HotManifests:
         paths.discard(path)
         if not paths:
             del self._paths[entry.repository]
+
+
+def _ignore(_repository: Repository, _digest: Digest) -> None:
+    """Where nothing is evicted, use is nobody's business."""

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from sluice.cache.answers import CacheCounters
 from sluice.cache.fill import Fills
 from sluice.cache.policy import CachePolicy
+from sluice.cache.space import Reach, Space
+from sluice.cache.tenants import Tenants
 from sluice.config import DOCKER_HUB, DOCKER_HUB_HOST, RegistryConfig, UpstreamConfig, place_of
 from sluice.errors import ConfigInvalid
+from sluice.server.entitlement import Entitlement
 from sluice.server.fetchers import CacheFetcher, DirectFetcher, Fetcher, LocalFetcher, NamedRemote
 from sluice.server.hot import HotManifests
 from sluice.server.namespaces import Names, Namespaces
+from sluice.server.settings import space_settings
 from sluice.server.wiring import Wiring
 from sluice.store.local import LocalStore
 from sluice.upstream.registry import RemoteRegistry
@@ -29,7 +33,7 @@ from sluice.upstream.settings import (
     UpstreamLimits,
     UpstreamSettings,
 )
-from sluice.wire.address import parse_upstream
+from sluice.wire.address import UpstreamAddress, parse_upstream
 
 DEFAULT = "default"
 """What logs and metrics call the upstream that has no name."""
@@ -37,10 +41,12 @@ DEFAULT = "default"
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What all wirings of a server share: its store, and the numbers that outlive each of them."""
+    """What all wirings of a server share: its store, the space of its cache, and the numbers that outlive each of
+    them."""
 
     store: LocalStore
     counters: CacheCounters
+    space: Space
 
 
 def wire(config: RegistryConfig, ground: Ground) -> Wiring:
@@ -49,12 +55,32 @@ def wire(config: RegistryConfig, ground: Ground) -> Wiring:
     hot = HotManifests(config.limits.hot_manifests_bytes)
     if config.mode == "local":
         return Wiring("local", LocalFetcher(ground.store), ground.store, hot, names)
-    if config.cache.authorize == "upstream":
-        raise ConfigInvalid("cache.authorize is 'upstream', which is not available yet: use callers")
+    by_upstream = config.cache.authorize == "upstream"
+    if by_upstream and config.access.challenge != "basic":
+        raise ConfigInvalid(
+            "cache.authorize is 'upstream', which needs the names and passwords of callers: set access.challenge to"
+            " basic, since tokens of ours say nothing to an upstream"
+        )
     remotes = {name: RemoteRegistry(settings) for name, settings in upstream_settings(config)}
-    if config.mode == "direct":
-        return _direct(config, ground, (hot, names, remotes))
-    return _proxy(config, ground, (hot, names, remotes))
+    if by_upstream:
+        hot = HotManifests(0)  # each request is let in, or not
+    make = _direct if config.mode == "direct" else _proxy
+    wiring = make(config, ground, (hot, names, remotes))
+    if by_upstream:
+        _entitle(wiring, Tenants(cache_policy(config), time.time), remotes)
+    return wiring
+
+
+def _entitle(wiring: Wiring, tenants: Tenants, remotes: dict[str, RemoteRegistry]) -> None:
+    places = {place_of(name): remote for name, remote in remotes.items() if name != DEFAULT}
+    entitlement = wiring.entitlement = Entitlement(remotes[DEFAULT], places, tenants)
+    end = wiring.end
+
+    async def end_both() -> None:
+        await entitlement.close()
+        await end()
+
+    wiring.end = end_both
 
 
 _Parts = tuple[HotManifests, Names, dict[str, RemoteRegistry]]
@@ -76,7 +102,7 @@ def _direct(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
 
 def _proxy(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
     hot, names, remotes = parts
-    fills = Fills(ground.store, cache_policy(config), ground.counters, time.time)
+    fills = Fills(ground.store, cache_policy(config), ground.counters, time.time, ground.space)
     caches: list[CacheFetcher] = []
 
     def cache(remote: NamedRemote) -> Fetcher:
@@ -93,7 +119,20 @@ def _proxy(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
             await remote.close()
 
     wiring.finish, wiring.end = fills.finish, end
+    hot.on_use = ground.store.use
+    ground.space.use(space_settings(config), _reach(remotes))
     return wiring
+
+
+def _reach(remotes: dict[str, RemoteRegistry]) -> Reach:
+    """Where each repository's content comes from, by the places of the registries."""
+    places = {place_of(name): name for name in remotes if name != DEFAULT}
+
+    def upstream_of(repository: str) -> str:
+        place, slash, _ = repository.partition("/")
+        return places.get(place, DEFAULT) if slash else DEFAULT
+
+    return Reach(upstream_of, lambda: [name for name, remote in remotes.items() if remote.is_broken])
 
 
 def _spread(remotes: dict[str, RemoteRegistry], fetcher: Callable[[NamedRemote], Fetcher]) -> Fetcher:
@@ -104,6 +143,15 @@ def _spread(remotes: dict[str, RemoteRegistry], fetcher: Callable[[NamedRemote],
         if name != DEFAULT
     }
     return Namespaces(default, places) if places else default
+
+
+def upstream_keys(config: RegistryConfig) -> Iterator[tuple[str, UpstreamAddress]]:
+    """Every address that may be asked, with the key that it comes from; raises ConfigInvalid."""
+    for name, settings in upstream_settings(config):
+        key = "upstream" if name == DEFAULT else f"registries.{name}"
+        yield f"{key}.address", settings.address
+        for mirror in settings.mirrors:
+            yield f"{key}.mirrors", mirror
 
 
 def upstream_settings(config: RegistryConfig) -> Iterator[tuple[str, UpstreamSettings]]:

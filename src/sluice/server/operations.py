@@ -17,11 +17,14 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
+from sluice.cache.space import Space
 from sluice.config import RegistryConfig
 from sluice.errors import ConfigInvalid, NameUnknown, Unavailable
 from sluice.oci.reference import Repository, parse_repository, parse_tag
 from sluice.server.admin import Arguments, Handler, Progress
-from sluice.server.settings import store_settings
+from sluice.server.namespaces import Names
+from sluice.server.operations_cache import CacheDesk, cache_handlers
+from sluice.server.settings import space_settings, store_settings
 from sluice.server.users import Role, User, Users
 from sluice.store.changes import repository_id
 from sluice.store.gc import GcReport, GcSchedule, collect, plan
@@ -37,9 +40,24 @@ T = TypeVar("T")
 Collect = Callable[[Progress], Awaitable[GcReport]]
 
 
-def handlers(store: LocalStore, users: Users, schedule: GcSchedule) -> Mapping[str, Handler]:
+def handlers(
+    store: LocalStore, users: Users, schedule: GcSchedule, desk: CacheDesk | None = None
+) -> Mapping[str, Handler]:
     """All commands of a running server by the name that the admin socket knows them under."""
-    return {**store_handlers(store, schedule.collect), **user_handlers(users)}
+
+    def collecting(progress: Progress) -> Awaitable[GcReport]:
+        if desk is not None and desk.wiring is not None:
+            _refuse_in_proxy(desk.wiring().mode)
+        return schedule.collect(progress)
+
+    cache = {} if desk is None else cache_handlers(desk)
+    return {**store_handlers(store, collecting), **user_handlers(users), **cache}
+
+
+def _refuse_in_proxy(mode: str) -> None:
+    """What a cache holds is mostly what no tag reaches here, and leaves by the rules of ``cache.evict``."""
+    if mode == "proxy":
+        raise Unavailable("in proxy mode nothing is garbage: see sluice cache purge, cache.max_bytes and cache.ttl_s")
 
 
 def store_handlers(store: LocalStore, collecting: Collect) -> Mapping[str, Handler]:
@@ -73,9 +91,12 @@ async def perform_alone(config: RegistryConfig, command: str, arguments: Argumen
     async with _opened(config) as store:
 
         def collect_alone(told: Progress) -> Awaitable[GcReport]:
+            _refuse_in_proxy(config.mode)
             return stoppable(partial(collect, store, offline=True), told)
 
-        return await store_handlers(store, collect_alone)[command](arguments, progress)
+        desk = CacheDesk(store, Space(store, space_settings(config)), lambda: Names(config.registries))
+        known = {**store_handlers(store, collect_alone), **cache_handlers(desk)}
+        return await known[command](arguments, progress)
 
 
 @asynccontextmanager

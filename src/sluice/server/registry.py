@@ -30,6 +30,19 @@ class Registry:
     metrics: Metrics
     access_log: AccessLog
     limits: Limits
+    _cache_hits_before: int = 0
+
+    @property
+    def cache_hits_in_memory(self) -> int:
+        """Answers of caches that were given from memory since the start."""
+        current = self.wiring.hot.hits if self.wiring.mode != "local" else 0
+        return self._cache_hits_before + current
+
+    def rewire(self, wiring: Wiring) -> Wiring:
+        """Let requests that begin from now on take ``wiring``; the one before it is returned."""
+        self._cache_hits_before = self.cache_hits_in_memory
+        before, self.wiring = self.wiring, wiring
+        return before
 
     def changed(self, repository: Repository) -> None:
         """A repository is not what it was: nothing of it is answered from memory."""

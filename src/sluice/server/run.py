@@ -9,8 +9,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 
-from sluice.config import RegistryConfig, is_loopback
+from sluice.config import ConfigSource, is_loopback
 from sluice.server.admin import AdminServer
+from sluice.server.modes import upstream_keys
 from sluice.server.operations import handlers
 from sluice.server.service import Service
 from sluice.telemetry import configure_logging
@@ -20,16 +21,18 @@ log = logging.getLogger("sluice.server")
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-async def serve(config: RegistryConfig, ready: Callable[[Service], None] | None = None) -> int:
-    """Run until SIGTERM or SIGINT; SIGHUP re-reads certificates and users. Returns the exit code, 0.
+async def serve(source: ConfigSource, ready: Callable[[Service], None] | None = None) -> int:
+    """Run until SIGTERM or SIGINT; SIGHUP re-reads configuration, certificates and users. Returns the exit code, 0.
 
     ``ready`` is called once everything answers. Raises ConfigInvalid, DataDirectoryBusy or DataDirectoryTooNew.
     """
+    config = source.load()
     configure_logging(json_lines=config.log.format == "json", level=config.log.level)
-    service = Service(config)
+    service = Service(config, source)
     stop = asyncio.Event()
     await service.start()
-    admin = AdminServer(config.data / "admin.sock", handlers(service.store, service.users, service.schedule))
+    known = handlers(service.store, service.users, service.schedule, service.desk())
+    admin = AdminServer(config.data / "admin.sock", known)
     try:
         await admin.start()
         _on_signals(END_SIGNALS, stop.set)
@@ -45,7 +48,7 @@ async def serve(config: RegistryConfig, ready: Callable[[Service], None] | None 
         await admin.stop()
         drained = await service.stop()
     log.info("stopped")
-    if not drained:
+    if not drained or service.had_upstreams:
         _end_now()
     return 0
 
@@ -62,14 +65,19 @@ def _on_signals(numbers: Iterable[signal.Signals], action: Callable[[], None]) -
 
 
 def _reload(service: Service) -> None:
-    log.info("reloading certificates and users")
+    log.info("reloading configuration, certificates and users")
     service.users.reload()
+    service.background(service.reload.read())
     service.background(service.renew_certificates())
 
 
 def _end_now() -> None:
-    """Connections that outlive the deadline belong to the server library's threads; only ending the process ends them.
-    Everything acknowledged is on disk by now."""
+    """End the process without the interpreter's own end. Everything acknowledged is on disk by now.
+
+    Connections that outlive the deadline belong to the server library's threads, and nothing else ends them. The
+    threads of the upstreams' HTTP library may still be letting go of the interpreter when it ends, which would abort
+    the process (seen in about half of all runs that end right after a request).
+    """
     sys.stderr.flush()
     sys.stdout.flush()
     os._exit(0)
@@ -79,6 +87,9 @@ def _introduce(service: Service) -> None:
     config = service.config
     scheme = "http" if config.insecure_http else "https"
     log.info("serving %s://%s, data in %s", scheme, config.listen, config.data)
+    if config.mode != "local":
+        for key, address in upstream_keys(config):
+            log.info("%s mode, %s is %s", config.mode, key, address)
     if service.certificates.ca is not None:
         log.info("clients trust it with the CA in %s", service.certificates.ca)
     if config.insecure_http and not is_loopback(config.listen):

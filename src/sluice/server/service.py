@@ -16,20 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from sluice.cache.answers import CacheCounters
-from sluice.config import RegistryConfig, is_loopback, split_address
+from sluice.cache.space import SWEEP_S, Space
+from sluice.config import ConfigSource, RegistryConfig, is_loopback, split_address
 from sluice.errors import ConfigInvalid, SluiceError
 from sluice.server.access import Access, AccessSettings, Principal
 from sluice.server.app import Application
 from sluice.server.certificates import Certificates
 from sluice.server.health import Operations, Readiness
 from sluice.server.listen import Endpoint, Listener, Tls
+from sluice.server.measures import measure_space, measure_wiring
 from sluice.server.modes import Ground, wire
+from sluice.server.operations_cache import CacheDesk
+from sluice.server.ourselves import refuse_ourselves
 from sluice.server.passwords import PasswordCheck
 from sluice.server.registry import Limits, Registry
-from sluice.server.settings import store_settings
+from sluice.server.reload import CONFIG_CHECK_S, Reload
+from sluice.server.settings import space_settings, store_settings
 from sluice.server.sever import sever, sweep
 from sluice.server.tokens import Tokens
 from sluice.server.users import Role, Users
+from sluice.server.wiring import Wiring
 from sluice.store.gc import GcSchedule
 from sluice.store.local import LocalStore, Totals
 from sluice.telemetry import AccessLog, Metrics
@@ -45,10 +51,11 @@ OPERATIONS_CONNECTIONS = 256
 
 
 class Service:
-    """One running server."""
+    """One running server. ``had_upstreams``: whether it has ever had a client for one."""
 
-    def __init__(self, config: RegistryConfig) -> None:
+    def __init__(self, config: RegistryConfig, source: ConfigSource) -> None:
         self.config = config
+        self.reload = Reload(source, config, self._rewire)
         self.metrics = Metrics()
         self.access_log = AccessLog(json_lines=config.log.format == "json", enabled=config.log.access)
         self.certificates = Certificates(config)
@@ -56,8 +63,11 @@ class Service:
         self.store: LocalStore
         self.users: Users
         self.schedule: GcSchedule
+        self.space: Space
         self.counters = CacheCounters()
         self.registry: Registry | None = None
+        self._wirings: list[Wiring] = []
+        self.had_upstreams = False
         self._totals = Totals(0, 0, 0)
         self._access: Access | None = None
         self._listeners: list[Listener] = []
@@ -69,6 +79,7 @@ class Service:
     async def start(self) -> None:
         """Open the store, then the doors. Raises ConfigInvalid, DataDirectoryBusy or DataDirectoryTooNew."""
         allow_files(self.config.limits.connections)
+        await asyncio.to_thread(refuse_ourselves, self.config)
         self.store = await asyncio.to_thread(LocalStore.open, self.config.data, store_settings(self.config))
         try:
             await self._start()
@@ -79,6 +90,7 @@ class Service:
     async def _start(self) -> None:
         await self.store.start()
         self.users = Users(self.config.data)
+        self.space = Space(self.store, space_settings(self.config))
         await asyncio.to_thread(self.certificates.refresh)
         registry = self.registry = self._registry()
         self.store.events.on_change(registry.changed)
@@ -88,8 +100,10 @@ class Service:
         await self._listen(registry)
         await self._check_health()  # ready only now: /readyz must not say so before the registry can be reached
         self._run_beside(self._every(HEALTH_CHECK_S, self._check_health))
+        self._run_beside(self._every(CONFIG_CHECK_S, self.reload.look))
         self._run_beside(self._every(CERTIFICATE_CHECK_S, self.renew_certificates))
         self._run_beside(self._every(self.config.limits.header_idle_s / 2, self._sweep_connections))
+        self._run_beside(self._every(SWEEP_S, self._sweep_cache))
         self._run_beside(self.schedule.run())
 
     def _registry(self) -> Registry:
@@ -111,7 +125,9 @@ class Service:
             streams_bytes=config.limits.streams_bytes,
         )
         self._access = Access(self.users, checks, tokens, settings)
-        wiring = wire(config, Ground(self.store, self.counters))
+        wiring = wire(config, Ground(self.store, self.counters, self.space))
+        self._wirings.append(wiring)
+        self.had_upstreams = bool(wiring.upstreams)
         return Registry(wiring, self._access, self.metrics, self.access_log, limits)
 
     async def _listen(self, registry: Registry) -> None:
@@ -137,6 +153,9 @@ class Service:
 
     def _measure(self, registry: Registry) -> None:
         store, gauge = self.store, self.metrics.gauge
+        measure_wiring(self.metrics, registry, self.counters)
+        measure_space(self.metrics, self.space)
+        gauge("config_valid", "0 where the configuration file is not valid now", lambda: self.reload.valid)
         gauge("store_contents", "Blobs and manifests held", lambda: self._totals.contents)
         gauge("store_bytes", "Bytes held", lambda: self._totals.bytes)
         gauge("store_free_bytes", "Free bytes on the data directory's disk", lambda: free_bytes(self.config.data))
@@ -156,6 +175,22 @@ class Service:
         gauge("gc_removed_files", "Files unlinked by GC since start", lambda: self.schedule.unlinked)
         gauge("certificate_not_after_seconds", "When the certificate ends", self.certificates.expiry_s)
 
+    async def _rewire(self, config: RegistryConfig) -> None:
+        """Put another mode, or the same one with other settings, in the place of the current one."""
+        assert self.registry is not None
+        await asyncio.to_thread(refuse_ourselves, config)
+        wiring = wire(config, Ground(self.store, self.counters, self.space))
+        self._wirings.append(wiring)
+        self.had_upstreams = self.had_upstreams or bool(wiring.upstreams)
+        self.config = config
+        self.background(self._retire(self.registry.rewire(wiring)))
+        log.info("new requests are served in %s mode", config.mode)
+
+    async def _retire(self, wiring: Wiring) -> None:
+        await wiring.retire()
+        self._wirings.remove(wiring)
+        log.info("the last request and fetch of the %s mode before it have ended", wiring.mode)
+
     async def renew_certificates(self) -> None:
         """Serve with a new certificate where there is one; a bad one is reported and the old one kept."""
         try:
@@ -174,6 +209,7 @@ class Service:
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
                 self._totals = await self.store.totals()
+                await self.space.refresh()
         except (SluiceError, TimeoutError) as error:
             reads = reads or f"the index does not answer: {error}"
         writes = "" if self.store.writable() else "no room for writes: the disk is at storage.reserve_bytes"
@@ -185,6 +221,16 @@ class Service:
         cut = await asyncio.to_thread(sweep, ports, busy, self.config.limits.header_idle_s)
         if cut:
             self.metrics.count("connections_swept", "Connections closed because nothing was sent on them", cut)
+
+    def desk(self) -> CacheDesk:
+        """What the commands about the cache work on; after ``start``."""
+        registry = self.registry
+        assert registry is not None
+        return CacheDesk(self.store, self.space, lambda: registry.wiring.names, self.counters, lambda: registry.wiring)
+
+    async def _sweep_cache(self) -> None:
+        if self.registry is not None and self.registry.wiring.mode == "proxy":
+            await self.space.sweep()
 
     async def _every(self, seconds: float, action: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:
@@ -225,8 +271,8 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.access_log.stop()
-        if self.registry is not None:
-            await self.registry.wiring.close()
+        for wiring in self._wirings:
+            await wiring.close()
         if self._access is not None:
             self._access.close()
         await self.store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sluice.cache.space import SpaceSettings
 from sluice.config import RegistryConfig
 from sluice.store.settings import StoreSettings
 
@@ -19,3 +20,8 @@ def store_settings(config: RegistryConfig) -> StoreSettings:
         write_bytes_per_s=config.storage.write_bytes_per_s,
         pace_pushes=config.storage.pace_pushes,
     )
+
+
+def space_settings(config: RegistryConfig) -> SpaceSettings:
+    """The part of the configuration that bounds a cache."""
+    return SpaceSettings(max_bytes=config.cache.max_bytes, ttl_s=config.cache.ttl_s)

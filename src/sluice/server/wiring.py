@@ -12,6 +12,7 @@ from typing import Literal
 
 from sluice.cache.answers import Fetched, Kind, Provenance
 from sluice.oci.manifest import Manifest
+from sluice.server.entitlement import Entitlement
 from sluice.server.fetchers import Fetcher
 from sluice.server.hot import HotManifests
 from sluice.server.namespaces import Names
@@ -55,6 +56,7 @@ class Wiring:
         self.marks: Headers = [(b"sluice-mode", mode.encode())]
         self.finish: Callable[[], Awaitable[None]] = _nothing
         self.end: Callable[[], Awaitable[None]] = _nothing
+        self.entitlement: Entitlement | None = None
         self.requests = 0
         self._idle = asyncio.Event()
         self._closed = False
@@ -93,5 +95,5 @@ class Wiring:
     async def close(self) -> None:
         """End all that runs; idempotent."""
         if not self._closed:
-            self._closed = True
             await self.end()
+            self._closed = True  # not before: who is cancelled half-way leaves the rest to the next one

@@ -96,19 +96,21 @@ class Contents:
         except FileNotFoundError:
             return False
 
-    def open(self, digest: Digest, size: int, readers: Executor) -> LocalBlob:
-        """Open held content; raises StoreDamaged where the file is missing or not of ``size`` bytes."""
+    def open(
+        self, digest: Digest, size: int, readers: Executor, on_release: Callable[[], object] | None = None
+    ) -> LocalBlob:
+        """Open held content; raises StoreDamaged where the file is missing or not of ``size`` bytes. ``on_release`` is
+        called when it has been closed, and not where it could not be opened."""
         path = self._paths.content(digest)
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             raise _damaged(digest, "its file is missing") from None
-        blob = LocalBlob(str(digest), descriptor, size, readers)
         actual = os.fstat(descriptor).st_size
         if actual != size:
-            blob.close()
+            os.close(descriptor)
             raise _damaged(digest, f"its file has {actual} bytes, not {size}")
-        return blob
+        return LocalBlob(str(digest), descriptor, size, readers, on_release)
 
     def read(self, digest: Digest, size: int) -> bytes:
         """All of a small content, verified; raises StoreDamaged."""
@@ -150,7 +152,15 @@ class LocalBlob:
     Of an upload that still grows, ``size`` is None, and its writer knows how far one may read.
     """
 
-    def __init__(self, name: str, descriptor: int, size: int | None, readers: Executor) -> None:
+    def __init__(
+        self,
+        name: str,
+        descriptor: int,
+        size: int | None,
+        readers: Executor,
+        on_release: Callable[[], object] | None = None,
+    ) -> None:
+        self._on_release = on_release
         self._name = name
         self._descriptor = descriptor
         self._size = size
@@ -213,6 +223,8 @@ class LocalBlob:
         if self._closed and self._reading == 0 and self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+            if self._on_release is not None:
+                self._on_release()
 
     def _pread(self, offset: int, length: int) -> bytes:
         try:

@@ -51,12 +51,15 @@ def sizes_left_unheld(connection: sqlite3.Connection, rows: Mapping[str, int]) -
     return sizes
 
 
-def condemn(connection: sqlite3.Connection, digests: Sequence[str], now: float) -> list[int]:
-    """Condemn those of ``digests`` that no repository has; returns their sizes in bytes. An index change."""
+def condemn(connection: sqlite3.Connection, digests: Sequence[str], now: float) -> dict[str, int]:
+    """Condemn those of ``digests`` that no repository has; returns these and their sizes in bytes. An index change."""
     gone: dict[str, int] = dict(connection.execute(_AMONG_UNHELD, (json.dumps(digests),)).fetchall())
-    connection.executemany("INSERT OR REPLACE INTO condemned VALUES (?, ?)", [(digest, now) for digest in gone])
+    connection.executemany(
+        "INSERT OR REPLACE INTO condemned(digest, condemned_at, size) VALUES (?, ?, ?)",
+        [(digest, now, size) for digest, size in gone.items()],
+    )
     connection.executemany("DELETE FROM contents WHERE digest = ?", [(digest,) for digest in gone])
-    return list(gone.values())
+    return gone
 
 
 def pages(index: Index, due: float) -> Iterator[list[tuple[str, float]]]:
@@ -65,6 +68,11 @@ def pages(index: Index, due: float) -> Iterator[list[tuple[str, float]]]:
     while page := index.read(partial(_page, due=due, after=after)):
         yield page
         after = page[-1][0]
+
+
+def waiting_bytes(connection: sqlite3.Connection) -> int:
+    """Bytes of the files that wait to be unlinked."""
+    return int(connection.execute("SELECT coalesce(sum(size), 0) FROM condemned").fetchone()[0])
 
 
 def stands(connection: sqlite3.Connection, digest: str, condemned_at: float) -> bool:

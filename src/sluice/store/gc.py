@@ -138,6 +138,21 @@ def unlink_condemned(store: LocalStore) -> tuple[int, int]:
     return tally.unlinked, tally.unlinked_bytes
 
 
+def unlink_file(store: LocalStore, digest: Digest, condemned_at: float) -> int | None:
+    """Unlink a file, if this condemnation of it still stands; returns its bytes, None where there was nothing to do.
+    Raises OSError. Blocks."""
+    path = store.paths.content(digest)
+    with store.content_lock(digest):
+        if not store.index.read(partial(condemned.stands, digest=str(digest), condemned_at=condemned_at)):
+            return None
+        try:
+            size = path.stat().st_size
+            path.unlink()
+        except FileNotFoundError:
+            return None
+    return size
+
+
 class GcSchedule:
     """Collects every ``interval_s`` seconds (0: never by itself) and unlinks what is condemned in between.
 
@@ -274,7 +289,7 @@ class _Collection:
                 now = self._store.clock()
                 sizes = self._store.index.write_blocking(partial(condemned.condemn, digests=page, now=now))
                 self._tally.blobs += len(sizes)
-                self._tally.bytes += sum(sizes)
+                self._tally.bytes += sum(sizes.values())
             last = page[-1]
 
     def unlink(self, delay_s: float) -> None:
@@ -286,20 +301,13 @@ class _Collection:
 
     def _unlink(self, digest: Digest, condemned_at: float) -> bool:
         """Whether the condemnation is dealt with."""
-        path = self._store.paths.content(digest)
-        with self._store.content_lock(digest):
-            if not self._store.index.read(partial(condemned.stands, digest=str(digest), condemned_at=condemned_at)):
-                return True
-            try:
-                size = path.stat().st_size
-                path.unlink()
-            except FileNotFoundError:
-                return True
-            except OSError as error:
-                _log.error("content %s cannot be unlinked, it is tried again later: %s", digest, error)
-                return False
-        self._tally.unlinked += 1
-        self._tally.unlinked_bytes += size
+        try:
+            size = unlink_file(self._store, digest, condemned_at)
+        except OSError as error:
+            _log.error("content %s cannot be unlinked, it is tried again later: %s", digest, error)
+            return False
+        self._tally.unlinked += size is not None
+        self._tally.unlinked_bytes += size or 0
         return True
 
     @contextmanager

@@ -30,6 +30,7 @@ from sluice.store.cached import CachedTag, Standing
 from sluice.store.changes import GENERIC_MEDIA_TYPE, TagMove
 from sluice.store.events import Changes
 from sluice.store.index import Index
+from sluice.store.leases import Leases
 from sluice.store.lock import DirectoryLock
 from sluice.store.paths import Paths, make_data_directory, prepare
 from sluice.store.queries import TagEvent, Totals
@@ -57,7 +58,8 @@ _log = logging.getLogger(__name__)
 class LocalStore:
     """One data directory, opened by this process alone.
 
-    ``paths``, ``index``, ``touches``, ``events``, ``settings`` and ``clock`` are for garbage collection and checks.
+    ``paths``, ``index``, ``touches``, ``leases``, ``events``, ``settings`` and ``clock`` are for garbage collection,
+    eviction and checks.
     """
 
     def __init__(self, lock: DirectoryLock, paths: Paths, settings: StoreSettings, clock: Callable[[], float]) -> None:
@@ -67,6 +69,7 @@ class LocalStore:
         self.clock = clock
         self.index = Index.open(paths.index)
         self.touches = Touches()
+        self.leases = Leases()
         self.events = Changes()
         self._contents = Contents(paths, self.index)
         self._reserve = Reserve(paths.data, settings.reserve_bytes)
@@ -174,6 +177,10 @@ class LocalStore:
         were not held (``store.touches``)."""
         return self.touches.touch(repository, str(digest), self.clock())
 
+    def use(self, repository: Repository, digest: Digest) -> bool:
+        """A reader through a cache wants this. Call it **before** looking; False: answer as if it were not held."""
+        return self.touches.use(repository, str(digest), self.clock())
+
     async def mount(self, repository: Repository, source: Repository, digest: Digest) -> Descriptor | None:
         """Link a blob of ``source`` in ``repository`` (spec: "Mounting a blob"). None where ``source`` has none."""
         try:
@@ -245,6 +252,10 @@ class LocalStore:
         """Whether there is room for a write (``storage.reserve``)."""
         return self._reserve.writable()
 
+    def free_bytes(self) -> int:
+        """Bytes that may still be written before ``storage.reserve`` is reached; negative below it."""
+        return self._reserve.free_bytes()
+
     async def flush_touches(self) -> None:
         """Write waiting touches to the index; nothing is written where none wait. Raises StorageFull."""
         if not len(self.touches):
@@ -311,16 +322,24 @@ class LocalStore:
         return Descriptor(manifest.media_type, manifest.digest, len(manifest.raw))
 
     def _read_manifest(self, repository: Repository, digest: Digest) -> Manifest:
-        found = self.index.read(lambda c: queries.find_manifest(c, repository, digest))
-        return Manifest.parse(self._contents.read(digest, found.size), found.media_type, digest.algorithm)
+        with self.leases.held(repository, digest):
+            found = self.index.read(lambda c: queries.find_manifest(c, repository, digest))
+            return Manifest.parse(self._contents.read(digest, found.size), found.media_type, digest.algorithm)
 
     def _open_blob(self, repository: Repository, digest: Digest) -> BlobReader:
-        size = self.index.read(lambda c: queries.blob_size(c, repository, digest))
-        return self._contents.open(digest, size, self._readers)
+        lease = self.leases.take(repository, digest)  # before looking: whoever unlinks the file sees it
+        try:
+            size = self.index.read(lambda c: queries.blob_size(c, repository, digest))
+            return self._contents.open(digest, size, self._readers, lambda: self.leases.drop(lease))
+        except BaseException:
+            self.leases.drop(lease)
+            raise
 
     def _stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
-        size = self.index.read(lambda c: queries.blob_size(c, repository, digest))
-        if not self._contents.has_file(digest, size):
+        with self.leases.held(repository, digest):
+            size = self.index.read(lambda c: queries.blob_size(c, repository, digest))
+            intact = self._contents.has_file(digest, size)
+        if not intact:
             _log.error("blob %s has a row and no intact file: answered as unknown", digest)
             raise BlobUnknown(f"blob {digest} is damaged in this store: push it again")
         return Descriptor(GENERIC_MEDIA_TYPE, digest, size)

@@ -43,6 +43,11 @@ class Reserve:
             self._read_at = now
         return self._free_bytes >= self._reserve_bytes
 
+    def free_bytes(self) -> int:
+        """Bytes that may still be written, as the disk says just now; negative below the reserve."""
+        status = os.statvfs(self._directory)
+        return status.f_bavail * status.f_frsize - self._reserve_bytes
+
     def check(self) -> None:
         """Raises StorageFull below the reserve."""
         if not self.writable():

@@ -83,17 +83,29 @@ CREATE TABLE tag_history (
     at REAL NOT NULL
 );
 CREATE INDEX tag_history_tag ON tag_history(repository, tag, id);
--- Files whose row is gone and whose unlinking waits.
+-- Files whose row is gone and whose unlinking waits; size in bytes.
 CREATE TABLE condemned (
     digest TEXT PRIMARY KEY,
-    condemned_at REAL NOT NULL
+    condemned_at REAL NOT NULL,
+    size INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
--- Whole-store counts, kept by triggers so that start and metrics never scan.
+-- What a cache must keep: 'repository:tag', 'repository@digest' or a digest.
+CREATE TABLE protected (
+    reference TEXT PRIMARY KEY
+) WITHOUT ROWID;
+-- When an upstream could not be asked; '*': when no cache ran at all. Times of disuse do not count then.
+CREATE TABLE outages (
+    upstream TEXT NOT NULL,
+    began_at REAL NOT NULL,
+    ended_at REAL NOT NULL,
+    PRIMARY KEY (upstream, began_at)
+) WITHOUT ROWID;
+-- Whole-store counts, kept by triggers so that start and metrics never scan, and what a cache has evicted so far.
 CREATE TABLE totals (
     name TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 ) WITHOUT ROWID;
-INSERT INTO totals VALUES ('contents', 0), ('bytes', 0);
+INSERT INTO totals VALUES ('contents', 0), ('bytes', 0), ('evicted_images', 0), ('evicted_bytes', 0), ('swept_at', 0);
 CREATE TRIGGER contents_added AFTER INSERT ON contents BEGIN
     UPDATE totals SET value = value + 1 WHERE name = 'contents';
     UPDATE totals SET value = value + NEW.size WHERE name = 'bytes';

@@ -53,6 +53,11 @@ class Touches:
             self._waiting[key] = now
             return True
 
+    def use(self, repository: str, digest: str, now: float) -> bool:
+        """``touch`` for a reader through a cache. False: it is being evicted just now, treat it as not held. Where too
+        many wait the use is not recorded: reading goes on all the same."""
+        return self.touch(repository, digest, now) or (repository, digest) not in self._blocked
+
     def take(self) -> dict[Key, float]:
         """Hand over everything that waits."""
         with self._lock:

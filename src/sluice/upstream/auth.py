@@ -88,12 +88,21 @@ class Authenticator:
 
     async def _send_as(self, request: Request, scope: str, credentials: Credentials | None) -> Response:
         """Raises UpstreamUnauthorized where these credentials are not taken; a 403 is for the caller to judge."""
-        first = await self._authorization(scope, credentials)
+        known, first = self._scheme, None
+        failure: UpstreamError | None = None
+        try:
+            first = await self._authorization(scope, credentials)
+        except UpstreamError as raised:
+            failure = raised  # the realm may be another by now: asked without a token, the upstream tells
         response = await self._transport.send(replace(request, authorization=first))
+        if failure is not None and response.status < 400:
+            self._scheme = None
         if response.status == 401 and self._transport.is_home(response.target):
             challenges = parse_challenges(response.headers("www-authenticate"))
             error = await self._refusal(response)
             self._learn(challenges, scope)
+            if failure is not None and self._scheme == known:
+                raise failure
             if first is not None and isinstance(self._scheme, Bearer):
                 self._tokens.drop(self._key(self._scheme, scope, credentials), first.removeprefix("Bearer "))
             second = await self._authorization(scope, credentials)

@@ -11,6 +11,8 @@ often.
 
 from __future__ import annotations
 
+from sluice.errors import UpstreamError
+
 FAILURES_TO_OPEN = 3
 DELAY_S = 1.0
 DELAY_MAX_S = 30.0
@@ -24,6 +26,7 @@ class Breaker:
         self._delay_s = DELAY_S
         self._retry_at: float | None = None
         self._probing = False
+        self.trouble: UpstreamError | None = None  # the last that counted, for who is held back
 
     @property
     def is_open(self) -> bool:

@@ -40,16 +40,16 @@ class Endpoint:
         credentials: CredentialSettings,
         clients: Clients,
         clock: Callable[[], float],
+        breaker: Breaker | None = None,
     ) -> None:
         self.address = address
         self.transport = Transport(address, settings, clients)
-        self.breaker = Breaker()
+        self.breaker = breaker or Breaker()
         self.rate_limit: RateLimit | None = None
         self._auth = Authenticator(self.transport, CredentialSource(credentials, address, clock), clock)
         self._limits = settings.limits
         self._clock = clock
         self._free = asyncio.Semaphore(settings.limits.connections)
-        self._remembered: UpstreamError | None = None
 
     async def close(self) -> None:
         """End what is being fetched; the clients are their owner's to close."""
@@ -80,7 +80,7 @@ class Endpoint:
         attempt = 1
         while True:
             try:
-                return await self._attempt(request, scope, handled)
+                return await self._attempt(request, scope, handled, attempt)
             except UpstreamError as error:
                 fraction = random.random()
                 delay = retry_delay(error, error.retry_after_s, attempt, fraction, self._limits)
@@ -89,16 +89,23 @@ class Endpoint:
             await asyncio.sleep(delay)
             attempt += 1
 
-    async def _attempt(self, request: Request, scope: str, handled: frozenset[int]) -> Response:
-        """Once, and tell the breaker how it went. It hears of every way out, or a probe would block the next."""
+    async def _attempt(self, request: Request, scope: str, handled: frozenset[int], attempt: int) -> Response:
+        """Once, and tell the breaker how it went. It hears of every way out, or a probe would block the next.
+
+        Answers of 5xx to the tries of one request count once: one blob that an upstream cannot read is not its end.
+        """
         if not self.breaker.allow(self._clock()):
-            assert self._remembered is not None
-            raise type(self._remembered)(f"{self._remembered.message} (not asked again yet)")
+            last = self.breaker.trouble
+            assert last is not None  # of any request: the message must not look as if it were about this one
+            raise type(last)(f"the upstream {self.address} is not asked again yet, for it failed: {last.message}")
         try:
             response = await self._ask(request, scope, handled)
         except (UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamFailed) as error:
-            self._remembered = error
-            self.breaker.failed(self._clock())
+            self.breaker.trouble = error
+            if attempt > 1 and isinstance(error, UpstreamFailed):
+                self.breaker.abandoned()
+            else:
+                self.breaker.failed(self._clock())
             raise
         except UpstreamError:
             self.breaker.succeeded(self._clock())  # it answers, if not what we want

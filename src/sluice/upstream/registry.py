@@ -11,7 +11,8 @@ answer.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -25,7 +26,7 @@ from sluice.upstream.blob import Opened, RemoteBlob, open_at
 from sluice.upstream.endpoint import Endpoint
 from sluice.upstream.exchange import Clients
 from sluice.upstream.rate import RateLimit
-from sluice.upstream.settings import UpstreamSettings
+from sluice.upstream.settings import CredentialSettings, UpstreamSettings
 from sluice.upstream.trust import load_trust
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class RemoteRegistry:
     def __init__(self, settings: UpstreamSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
         self._clients = Clients(settings, load_trust(settings))
+        self._clock = clock
         home = Endpoint(settings.address, settings, settings.credentials, self._clients, clock)
         mirrors = [
             Endpoint(address, settings, settings.mirror_credentials, self._clients, clock)
@@ -81,6 +83,31 @@ class RemoteRegistry:
     async def referrers(self, repository: Repository, subject: Digest) -> Sequence[Referrer]:
         """Manifests whose ``subject`` is this digest, in digest order; empty where there are none."""
         return await self._first(lambda endpoint: listing.referrers(endpoint, repository, subject))
+
+    async def admits(self, repository: Repository, reference: Reference | None, who: CredentialSettings) -> None:
+        """Return where the upstream itself lets somebody else have a manifest, or without ``reference`` the list of
+        tags: asked with ``who`` for credentials, and not with ours. Raises what it answers."""
+        async with self._as(who) as endpoint:
+            if reference is None:
+                await listing.tags(endpoint, repository, 1, None)
+            else:
+                await manifests.resolve(endpoint, repository, reference)
+
+    async def admits_blob(self, repository: Repository, digest: Digest, who: CredentialSettings) -> None:
+        """``admits`` for a blob, of which no body is read."""
+        async with self._as(who) as endpoint:
+            opened = await open_at(endpoint, repository, digest, 0)
+            if opened.response is not None:
+                opened.response.close()
+
+    @asynccontextmanager
+    async def _as(self, who: CredentialSettings) -> AsyncIterator[Endpoint]:
+        home = self._endpoints[0]
+        endpoint = Endpoint(home.address, self.settings, who, self._clients, self._clock, home.breaker)
+        try:
+            yield endpoint
+        finally:
+            await endpoint.close()
 
     async def close(self) -> None:
         """End all transfers; readers that are open raise UpstreamFailed."""

@@ -1,0 +1,118 @@
+"""Callers are let in by the upstream's word, which is remembered for a while and outlives an outage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from cache.scripted import APP, OTHER, POLICY, Clock
+from sluice.cache.tenants import PROOF_S, PROOFS_MAX, Caller, Tenants
+from sluice.errors import (
+    Denied,
+    ManifestUnknown,
+    SluiceError,
+    UpstreamFailed,
+    UpstreamUnauthorized,
+    UpstreamUnreachable,
+)
+from sluice.oci.reference import Repository
+
+ANN, BOB = Caller("ann", "secret"), Caller("bob", "secret")
+DOWN = UpstreamUnreachable("down")
+
+
+class Gate:
+    """An upstream that lets in whom it is told to, and remembers who asked."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.tenants = Tenants(POLICY, self.clock)
+        self.answer: SluiceError | None = None
+        self.asked: list[Caller | None] = []
+        self.let: Sequence[Caller | None] = (ANN,)
+
+    async def ask(self, caller: Caller | None) -> None:
+        self.asked.append(caller)
+        await asyncio.sleep(0)
+        if self.answer is not None:
+            raise self.answer
+        if caller not in self.let:
+            raise UpstreamUnauthorized("401")
+
+    async def enters(self, caller: Caller | None, repository: Repository = APP) -> type[SluiceError] | None:
+        """None where the caller is let in, else the error."""
+        try:
+            await self.tenants.require(repository, caller, self.ask)
+        except SluiceError as error:
+            return type(error)
+        return None
+
+
+async def test_each_caller_is_asked_about_once() -> None:
+    """The upstream is asked for each caller and repository, with the caller's own credentials, and not again while its
+    word is good."""
+    gate = Gate()
+    for _ in range(3):
+        assert [None, Denied, Denied] == [await gate.enters(one) for one in (ANN, BOB, None)]
+    assert [ANN, BOB, None] == gate.asked
+    assert await gate.enters(ANN, OTHER) is None
+    assert 4 == len(gate.asked)
+    assert await gate.enters(Caller("ann", "wrong")) is Denied
+
+
+async def test_its_word_ages() -> None:
+    """After ``PROOF_S`` it is asked again, and a caller that it lets in no longer is out; one that was out may be in
+    sooner."""
+    gate = Gate()
+    assert [None, Denied] == [await gate.enters(one) for one in (ANN, BOB)]
+    gate.let = (BOB,)
+    gate.clock.now += POLICY.negative_s
+    assert [None, None] == [await gate.enters(one) for one in (ANN, BOB)]
+    gate.clock.now += PROOF_S
+    assert [Denied, None] == [await gate.enters(one) for one in (ANN, BOB)]
+
+
+@pytest.mark.parametrize("trouble", [DOWN, UpstreamFailed("500")])
+async def test_an_outage_locks_nobody_out_and_lets_nobody_in(trouble: SluiceError) -> None:
+    """Who was let in last stays in for ``tag_stale_max_s``; all others get the upstream's trouble; who was put out
+    stays out."""
+    gate = Gate()
+    assert [None, Denied] == [await gate.enters(one) for one in (ANN, BOB)]
+    gate.answer = trouble
+    gate.clock.now += POLICY.tag_stale_max_s - 1
+    assert [None, type(trouble), type(trouble)] == [await gate.enters(one) for one in (ANN, BOB, None)]
+    gate.clock.now += 1
+    assert type(trouble) is await gate.enters(ANN)
+
+
+async def test_a_lost_right_does_not_come_back_in_an_outage() -> None:
+    """Once the upstream has refused a caller, or said that there is no such thing, an outage restores nothing."""
+    for answer in (UpstreamUnauthorized("401"), ManifestUnknown("404")):
+        gate = Gate()
+        assert await gate.enters(ANN) is None
+        gate.clock.now += PROOF_S
+        gate.answer = answer
+        assert await gate.enters(ANN) is not None
+        gate.clock.now += PROOF_S
+        gate.answer = DOWN
+        assert await gate.enters(ANN) is UpstreamUnreachable
+
+
+async def test_one_question_at_a_time() -> None:
+    """Callers with the same credentials that come together share one question; others have their own."""
+    gate = Gate()
+    assert [None] * 5 + [Denied] * 5 == await asyncio.gather(*(gate.enters(one) for one in [ANN] * 5 + [BOB] * 5))
+    assert 2 == len(gate.asked)
+    await gate.tenants.close()
+
+
+async def test_what_is_remembered_is_bounded() -> None:
+    """No more than ``PROOFS_MAX`` are remembered, and no password is."""
+    gate = Gate()
+    gate.let = everybody = [Caller("ann", str(number)) for number in range(PROOFS_MAX + 1)]
+    for one in everybody:
+        await gate.enters(one)
+    assert PROOFS_MAX == len(gate.tenants._allowed)
+    assert "secret" not in repr(ANN)

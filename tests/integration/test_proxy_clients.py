@@ -1,0 +1,102 @@
+"""Real clients through Proxy mode before real registries, and once more when those have gone.
+
+containerd, skopeo and podman know nothing of a proxy: they ask the one address that they are configured with.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from integration.foreign import GUISES, Foreign, foreign_registry
+from integration.test_clients import NAME_IN_CLUSTER, name_of, needs, needs_root, run, storage, trusted
+from sluice.cli.demo_containerd import Containerd, private_containerd
+from sluice.cli.demo_image import build_image
+from sluice.testing.client import RegistryClient
+from sluice.testing.server import SluiceServer
+
+__all__ = ["storage"]  # the fixture, which pytest looks for here
+
+pytestmark = [needs_root, needs("docker-registry", "skopeo", "containerd", "ctr", "runc", "busybox")]
+
+IMAGE = "team/demo"
+HUB_IMAGE = "library/demo"
+ASK_FIRST = ["--cache-tag-fresh-s", "0", "--cache-revalidate", "first"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A registry that holds the image under two names, and a Sluice before it that knows it as Docker Hub too."""
+
+    foreign: Foreign
+    sluice: SluiceServer
+    digest: str
+
+
+@pytest.fixture(params=GUISES)
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    """In Proxy mode, asking the registry for every tag as long as it is there."""
+    digest = build_image(tmp_path / "image", Path(shutil.which("busybox") or ""), "v1")
+    with foreign_registry(request.param, tmp_path / "foreign") as foreign:
+        for name in (IMAGE, HUB_IMAGE):
+            copy = ["skopeo", "--insecure-policy", "copy", "--all", "--preserve-digests", "-q", *foreign.skopeo]
+            run(*copy, f"oci:{tmp_path / 'image'}:v1", f"docker://{foreign.host}/{name}:v1")
+        flags = [*foreign.flags, *ASK_FIRST]
+        if request.param == "plain":
+            flags += ["--registries", f"docker.io={foreign.url}"]
+        with SluiceServer(tmp_path / "data", "--mode", "proxy", *flags) as sluice:
+            yield Site(foreign, sluice, digest)
+
+
+def pull_and_run(site: Site, log: Path, *images: str) -> None:
+    """With a containerd that has nothing: no image, no snapshot."""
+    with private_containerd(log) as containerd:
+        redirect(containerd, site)
+        for image in images:
+            containerd.pull(image)
+            assert "every byte came out of Sluice" in containerd.run(image)
+
+
+def redirect(containerd: Containerd, site: Site) -> None:
+    for name in (NAME_IN_CLUSTER, "docker.io"):
+        containerd.redirect(name, site.sluice.url, site.sluice.ca)
+
+
+@needs("podman")
+def test_an_image_lives_through_its_upstream(site: Site, storage: list[str], tmp_path: Path) -> None:
+    """Pulled once, it pulls and runs by tag and by digest when the registry is gone, for every client alike."""
+    names = [f"{NAME_IN_CLUSTER}/{IMAGE}:v1", f"{NAME_IN_CLUSTER}/{IMAGE}@{site.digest}"]
+    pull_and_run(site, tmp_path / "before.log", *names)
+    site.foreign.stop()
+    pull_and_run(site, tmp_path / "after.log", *names)
+    certs = trusted(site.sluice, tmp_path / "certificates")
+    name = name_of(site.sluice, IMAGE)
+    inspected = json.loads(run("skopeo", "inspect", "--cert-dir", certs, f"docker://{name}"))
+    assert (site.digest, ["v1"]) == (inspected["Digest"], inspected["RepoTags"])
+    podman = ["podman", *storage, "--tmpdir", tmp_path / "podman"]
+    for image in (name, f"127.0.0.1:{site.sluice.port}/{IMAGE}@{site.digest}"):
+        run(*podman, "pull", "-q", "--cert-dir", certs, image)
+    client = RegistryClient(site.sluice)
+    stale = client.request("GET", f"/v2/{IMAGE}/manifests/v1")
+    unknown = client.request("GET", f"/v2/{IMAGE}/manifests/v2")
+    client.close()
+    assert (200, 'stale; reason="unreachable"') == (stale.status, stale.headers["sluice-cache"])
+    assert 502 == unknown.status
+
+
+@pytest.mark.parametrize("site", ["plain"], indirect=True)
+def test_containerd_pulls_another_registry_by_its_own_name(site: Site, tmp_path: Path) -> None:
+    """``docker.io/library/demo`` comes through the address that ``hosts.toml`` names, and is kept apart."""
+    pull_and_run(site, tmp_path / "before.log", f"docker.io/{HUB_IMAGE}:v1")
+    site.foreign.stop()
+    pull_and_run(site, tmp_path / "after.log", f"docker.io/{HUB_IMAGE}:v1")
+    certs = trusted(site.sluice, tmp_path / "certificates")
+    run("skopeo", "inspect", "--cert-dir", certs, f"docker://127.0.0.1:{site.sluice.port}/docker.io/{HUB_IMAGE}:v1")
+    client = RegistryClient(site.sluice)
+    assert [f"docker.io/{HUB_IMAGE}"] == client.request("GET", "/v2/_catalog").json["repositories"]
+    client.close()

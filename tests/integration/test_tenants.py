@@ -1,0 +1,52 @@
+"""``cache.authorize: upstream``: what our credentials fetched goes to whom the upstream itself would give it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from integration.callers import ask, basic, with_users
+from sluice.oci.digest import Digest
+from sluice.server.users import Role
+from sluice.testing.server import SluiceServer
+from sluice.testing.upstreams import Scheme, Unauthorized, UpstreamContent, UpstreamServer
+
+LAYER = b"private" * 40_000
+USERS = [("ann", Role.READ, ()), ("bob", Role.READ, ())]
+
+
+@pytest.mark.parametrize("scheme", [Scheme.BASIC, Scheme.BEARER])
+@pytest.mark.parametrize("mode", ["proxy", "direct"])
+def test_the_upstream_decides_about_callers(tmp_path: Path, scheme: Scheme, mode: str) -> None:
+    """A caller whom the upstream lets in gets manifests, blobs and tags, held or not; another one and one without
+    credentials get nothing of it. In an outage that stays so for as long as it is remembered."""
+    content = UpstreamContent()
+    content.push_image("team/app", "v1", [LAYER])
+    password = tmp_path / "password"
+    password.write_text("ours\n")
+    flags = ["--upstream-user", "sluice", "--upstream-password-file", str(password), "--cache-authorize", "upstream"]
+    data = with_users(tmp_path / "data", USERS)
+    with UpstreamServer(content) as upstream:
+        upstream.faults = [Unauthorized(users={"sluice": "ours", "ann": "secret"}, scheme=scheme)]
+        flags += ["--mode", mode, "--upstream", upstream.address, "--access-challenge", "basic"]
+        with SluiceServer(data, *flags) as server:
+            layer = f"team/app/blobs/{Digest.of(LAYER)}"
+            paths = [layer, "team/app/manifests/v1", "team/app/tags/list"]
+            for path in paths:
+                assert [403, 200, 403] == [ask(server, "GET", path, basic(one)).status for one in ("bob", "ann", "bob")]
+                assert 401 == ask(server, "GET", path).status
+            assert LAYER == ask(server, "GET", layer, basic("ann")).body
+            refusal = ask(server, "GET", layer, basic("bob"))
+            assert ["DENIED"] == refusal.codes
+            assert b"the upstream does not let user 'bob' pull from team/app" in refusal.body
+            upstream.stop()
+            assert ("proxy" == mode) == (200 == ask(server, "GET", layer, basic("ann")).status)
+            assert 200 != ask(server, "GET", layer, basic("bob")).status
+
+
+def test_tokens_of_ours_are_of_no_use(tmp_path: Path) -> None:
+    """Where callers would come with our tokens, the server does not start, and says what to set."""
+    flags = ["--mode", "proxy", "--upstream", "127.0.0.1:9", "--cache-authorize", "upstream"]
+    with pytest.raises(Exception, match=r"set access\.challenge to basic"), SluiceServer(tmp_path / "data", *flags):
+        pass
