@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from bench import machine, report, rows_limits, rows_pull, rows_push
+from bench import machine, report, rows_cache, rows_cold, rows_limits, rows_neighbour, rows_pull, rows_push
 from bench.measure import Row, show_progress
 from bench.peers import NGINX, REGISTRY, SLUICE
 from bench.site import ROOT, Scale, Site, open_site
@@ -23,8 +23,8 @@ from bench.wire import BenchError
 
 ROUNDS_MIN = 5
 PAGE = ROOT / "docs" / "benchmarks.md"
-_PROGRAMS = ("wrk", "curl", "nginx", "docker-registry")
-_PACKAGES = "wrk curl nginx-light docker-registry"
+_PROGRAMS = ("wrk", "curl", "nginx", "docker-registry", "etcd")
+_PACKAGES = "wrk curl nginx-light docker-registry etcd-server"
 _ROWS: dict[str, Callable[[Site], list[Row]]] = {
     "1": rows_pull.manifests,
     "2": rows_pull.manifests_with_token,
@@ -33,6 +33,15 @@ _ROWS: dict[str, Callable[[Site], list[Row]]] = {
     "5": rows_push.images,
     "6": rows_limits.memory,
     "7": rows_limits.start,
+    "8": rows_cold.crowd,
+    "9": rows_cold.limited,
+    "10": rows_cold.unlimited,
+    "11": rows_cold.first_byte,
+    "12": rows_cache.stale,
+    "13": rows_cache.hits,
+    "14": rows_cache.direct,
+    "15": rows_cache.fills,
+    "16": rows_neighbour.etcd,
 }
 _PEERS = (SLUICE, REGISTRY, NGINX)
 
@@ -44,9 +53,7 @@ def main() -> int:
     options = _options()
     missing = [program for program in _PROGRAMS if shutil.which(program) is None]
     if missing:
-        return _fail(
-            f"not installed: {', '.join(missing)}; on Debian: apt-get install wrk curl nginx-light docker-registry"
-        )
+        return _fail(f"not installed: {', '.join(missing)}; on Debian: apt-get install {_PACKAGES}")
     scale = Scale(options.rounds, options.quick)
     try:
         rows = _run(scale, options.rows, frozenset(options.peers))

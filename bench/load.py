@@ -35,10 +35,11 @@ _CHUNK_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class Rate:
-    """What wrk counted: requests per second and requests in all."""
+    """What wrk counted: requests per second, requests in all, and the latency that 99 of 100 stay under."""
 
     per_s: float
     requests: int
+    p99_ms: float
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,17 @@ class Clients:
         self.identity = identity
         self._environment: Mapping[str, str] = {**os.environ, **identity.client_environment()}
 
-    def manifests(self, peer: Peer, path: str, duration_s: int) -> Rate:
-        """GET ``path`` as fast as 32 kept connections can. Any other answer than 2xx is an error."""
-        command = ["wrk", f"-t{WRK_THREADS}", f"-c{WRK_CONNECTIONS}", f"-d{duration_s}s"]
+    def manifests(self, peer: Peer, path: str, duration_s: int, connections: int = WRK_CONNECTIONS) -> Rate:
+        """GET ``path`` as fast as that many kept connections can. Any other answer than 2xx is an error."""
+        command = ["wrk", "--latency", f"-t{WRK_THREADS}", f"-c{connections}", f"-d{duration_s}s"]
         command += ["-H", f"Accept: {ACCEPT}", "-H", "User-Agent: containerd/2.0"]
         if authorization := peer.authorization():
             command += ["-H", f"Authorization: {authorization}"]
         output = self._run([*command, peer.url(path)])
         if "Non-2xx" in output or "Socket errors" in output:
             raise BenchError(f"wrk against {peer.name} reports errors:\n{output}")
-        return Rate(float(_number(r"Requests/sec:\s+([\d.]+)", output)), int(_number(r"(\d+) requests in", output)))
+        per_s, requests = _number(r"Requests/sec:\s+([\d.]+)", output), _number(r"(\d+) requests in", output)
+        return Rate(float(per_s), int(requests), _milliseconds(_number(r"99%\s+([\d.]+[mu]?s)", output)))
 
     def discard(self, peer: Peer, blob: Blob, count: int) -> Transfer:
         """Download ``blob`` ``count`` times at once, throwing the ciphertext away."""
@@ -193,6 +195,14 @@ def _expect_status(output: str, status: str) -> None:
 
 def _children_s(times: os.times_result) -> float:
     return times.children_user + times.children_system
+
+
+def _milliseconds(text: str) -> float:
+    """wrk shows 12.34us, 12.34ms or 12.34s."""
+    for unit, factor in (("us", 0.001), ("ms", 1.0), ("s", 1000.0)):
+        if text.endswith(unit):
+            return float(text.removesuffix(unit)) * factor
+    raise BenchError(f"no duration: {text}")
 
 
 def _number(pattern: str, text: str) -> str:

@@ -31,6 +31,7 @@ def describe() -> list[tuple[str, str]]:
         ("Python", f"{platform.python_version()}, Granian {version('granian')}"),
         ("docker-registry", _first(["docker-registry", "--version"]).rpartition(" ")[2]),
         ("nginx", _first(["nginx", "-v"]).rpartition("/")[2]),
+        ("etcd", _match(r"etcd Version: (\S+)", _output(["etcd", "--version"]))),
         ("wrk", _match(r"wrk (\S+)", _output(["wrk", "-v"]))),
         ("curl", _match(r"curl (\S+)", _output(["curl", "--version"]))),
         ("OpenSSL", ssl.OPENSSL_VERSION.removeprefix("OpenSSL ")),

@@ -79,19 +79,25 @@ PER_GIB = Cost("s/GiB", 1.0)
 PER_REQUEST = Cost("µs/request", 1e6)
 PER_IMAGE = Cost("ms/image", 1e3)
 PER_START = Cost("s/start", 1.0)
+PER_PULL = Cost("ms/pull", 1e3)
+PER_SECOND = Cost("s/s", 1.0)
 
 
 @dataclass(frozen=True)
 class Bar:
     """What ``subject`` must reach.
 
-    With ``against``: the ratio of the two medians. Without: the worst of ``subject``'s own figures, in the row's unit.
+    With ``against``: the ratio of the two medians, or with ``more`` their difference in the row's unit. Without: the
+    worst of ``subject``'s own figures, in the row's unit. ``suffices``: a median of ``subject`` that is good enough
+    whatever ``against`` has (of a bar with ``at_most``).
     """
 
     subject: str
     limit: float
     against: str | None = None
     at_most: bool = False
+    more: bool = False
+    suffices: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,10 +106,13 @@ class Verdict:
 
     bar: Bar
     reached: float
+    median: float
 
     @property
     def met(self) -> bool:
         """Whether the figure is on the right side of the bar."""
+        if self.bar.suffices is not None and self.median <= self.bar.suffices:
+            return True
         return self.reached <= self.bar.limit if self.bar.at_most else self.reached >= self.bar.limit
 
 
@@ -160,6 +169,7 @@ def _sample(peer: Peer, work: Callable[[Peer], Work]) -> Sample:
 
 def _judge(bar: Bar, by_name: dict[str, Series]) -> Verdict:
     subject = by_name[bar.subject]
-    if bar.against is not None:
-        return Verdict(bar, subject.median / by_name[bar.against].median)
-    return Verdict(bar, max(subject.values) if bar.at_most else min(subject.values))
+    if bar.against is None:
+        return Verdict(bar, max(subject.values) if bar.at_most else min(subject.values), subject.median)
+    other = by_name[bar.against].median
+    return Verdict(bar, subject.median - other if bar.more else subject.median / other, subject.median)

@@ -16,9 +16,10 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from bench.process import Process
@@ -43,7 +44,7 @@ class Peer:
     name: str
     port: int
     process: Process
-    context: ssl.SSLContext = field(repr=False)
+    context: ssl.SSLContext | None = field(repr=False)
     webroot: Path | None = None
     users: bool = False
 
@@ -57,7 +58,7 @@ class Peer:
 
     def url(self, path: str) -> str:
         """The address of ``path`` for clients that take URLs."""
-        return f"https://localhost:{self.port}{path}"
+        return f"{'https' if self.context else 'http'}://localhost:{self.port}{path}"
 
 
 def sluice_command(*arguments: str) -> list[str]:
@@ -74,8 +75,11 @@ def sluice_serve(data: Path, port: int, operations_port: int, identity: Identity
     )
 
 
-def start_sluice(directory: Path, identity: Identity, *, users: bool = False) -> Peer:
-    """Sluice on an empty data directory; with ``users``, one user exists and the token flow is on."""
+def start_sluice(
+    directory: Path, identity: Identity, *, users: bool = False, name: str = "", flags: Sequence[str] = ()
+) -> Peer:
+    """Sluice on an empty data directory; with ``users``, one user exists and the token flow is on. ``flags`` follow
+    those that every server gets."""
     data = directory / "data"
     data.mkdir(parents=True, mode=0o700)
     if users:
@@ -84,17 +88,21 @@ def start_sluice(directory: Path, identity: Identity, *, users: bool = False) ->
         if added.returncode != 0:
             raise BenchError(f"sluice user add ended with {added.returncode}: {added.stderr.strip()}")
     port, operations_port = free_port(), free_port()
-    process = Process(sluice_serve(data, port, operations_port, identity), directory / "log")
+    process = Process([*sluice_serve(data, port, operations_port, identity), *flags], directory / "log")
     await_ready(process, lambda: sluice_serves(port, operations_port))
-    name = SLUICE_TOKEN if users else SLUICE
-    return Peer(name, port, process, client_context(identity.certificate), users=users)
+    return Peer(
+        name or (SLUICE_TOKEN if users else SLUICE), port, process, client_context(identity.certificate), users=users
+    )
 
 
-def start_registry(directory: Path, identity: Identity) -> Peer:
-    """Debian's docker-registry (CNCF Distribution 2.8) on an empty directory."""
+def start_registry(
+    directory: Path, identity: Identity, *, tls: bool = True, remote: str | None = None, name: str = REGISTRY
+) -> Peer:
+    """Debian's docker-registry (CNCF Distribution 2.8) on an empty directory; a pull-through cache of ``remote`` where
+    that is given."""
     directory.mkdir(parents=True)
     port = free_port()
-    document = {
+    document: dict[str, Any] = {
         "version": "0.1",
         "log": {"fields": {"service": "registry"}},
         "storage": {
@@ -106,14 +114,17 @@ def start_registry(directory: Path, identity: Identity) -> Peer:
             "addr": f"127.0.0.1:{port}",
             "secret": "bench",
             "headers": {"X-Content-Type-Options": ["nosniff"]},
-            "tls": {"certificate": str(identity.certificate), "key": str(identity.key)},
         },
         "health": {"storagedriver": {"enabled": True, "interval": "10s", "threshold": 3}},
     }
+    if tls:
+        document["http"]["tls"] = {"certificate": str(identity.certificate), "key": str(identity.key)}
+    if remote is not None:
+        document["proxy"] = {"remoteurl": remote}
     configuration = directory / "config.yml"
     configuration.write_text(json.dumps(document, indent=1))  # JSON is YAML
     process = Process(["docker-registry", "serve", str(configuration)], directory / "log")
-    return _answering(Peer(REGISTRY, port, process, client_context(identity.certificate)), "/v2/")
+    return answering(Peer(name, port, process, client_context(identity.certificate) if tls else None), "/v2/")
 
 
 _NGINX = """{user}
@@ -156,7 +167,7 @@ def start_nginx(directory: Path, identity: Identity) -> Peer:
     command = ["nginx", "-e", str(directory / "error.log"), "-c", str(configuration)]
     process = Process(command, directory / "log")
     peer = Peer(NGINX, port, process, client_context(identity.certificate), webroot)
-    return _answering(peer, "/ready")
+    return answering(peer, "/ready")
 
 
 def free_port() -> int:
@@ -206,7 +217,9 @@ def bearer(peer: Peer) -> str:
     return "Bearer " + str(json.loads(answer.body)["token"])
 
 
-def _answering(peer: Peer, path: str) -> Peer:
+def answering(peer: Peer, path: str) -> Peer:
+    """Wait until ``path`` is answered with 200."""
+
     def answers() -> bool:
         try:
             connection = peer.connect()

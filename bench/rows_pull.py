@@ -24,7 +24,7 @@ def manifests(site: Site) -> list[Row]:
         hold_image(site.clients, peer, image)
     bars = (Bar(SLUICE, 12, REGISTRY), Bar(SLUICE, 0.5, NGINX))
     note = f"a manifest of {len(image.manifest):,} bytes"
-    series = measure(servers, site.scale.rounds, lambda peer: _manifests(site, peer))
+    series = measure(servers, site.scale.rounds, lambda peer: manifests_rate(site, peer))
     return [Row("1", "manifest GET by tag, 32 connections", "requests/s", PER_REQUEST, series, bars, note)]
 
 
@@ -36,7 +36,7 @@ def manifests_with_token(site: Site) -> list[Row]:
         servers = [*site.peers(SLUICE), guarded]
         for peer in servers:
             hold_image(site.clients, peer, image)
-        series = measure(servers, site.scale.rounds, lambda peer: _manifests(site, peer))
+        series = measure(servers, site.scale.rounds, lambda peer: manifests_rate(site, peer))
     finally:
         guarded.process.stop()
     bars = (Bar(SLUICE_TOKEN, 0.85, SLUICE),)
@@ -51,7 +51,7 @@ def blobs(site: Site) -> list[Row]:
         hold_blob(site.clients, peer, blob)
         site.clients.discard(peer, blob, PULLS_AT_ONCE)  # warm-up
     bars = (Bar(SLUICE, 1.3, REGISTRY), Bar(SLUICE, 0.95, NGINX))
-    cheap = measure(servers, site.scale.rounds, lambda peer: _discard(site, peer, blob))
+    cheap = measure(servers, site.scale.rounds, lambda peer: pull_rate(site, peer, blob))
     curl = measure(servers, site.scale.rounds, lambda peer: _curl(site, peer, blob))
     title = f"blob GET {blob.size // MIB} MiB, {PULLS_AT_ONCE} at once"
     return [
@@ -60,14 +60,16 @@ def blobs(site: Site) -> list[Row]:
     ]
 
 
-def _manifests(site: Site, peer: Peer) -> Work:
+def manifests_rate(site: Site, peer: Peer) -> Work:
+    """One round of row 1: requests per second."""
     rate = site.clients.manifests(peer, manifest_path(TAG), site.scale.wrk_s)
     return Work(rate.per_s, rate.requests)
 
 
-def _discard(site: Site, peer: Peer, blob: Blob) -> Work:
-    done = site.clients.discard(peer, blob, PULLS_AT_ONCE)
-    total = blob.size * PULLS_AT_ONCE
+def pull_rate(site: Site, peer: Peer, blob: Blob, count: int = PULLS_AT_ONCE) -> Work:
+    """One round of row 3: MiB per second of ``count`` downloads at once."""
+    done = site.clients.discard(peer, blob, count)
+    total = blob.size * count
     return Work(total / MIB / done.elapsed_s, total / GIB, done.client_cpu_s)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.content import MIB, Blob, Image, random_blob, random_image
 from bench.measure import PER_GIB, PER_IMAGE, Bar, Row, Work, measure
-from bench.peers import REGISTRY, SLUICE, Peer
+from bench.peers import REGISTRY, SLUICE, Peer, start_sluice
 from bench.rows_pull import BLOB_BYTES, GIB
 from bench.site import Site, settle
 
@@ -15,6 +15,7 @@ PUSHES_AT_ONCE = 4
 IMAGE_LAYERS = 40
 IMAGE_LAYER_BYTES = 64 * 1024
 IMAGE_WORKERS = 8
+PACED = "Sluice, paced pushes"
 
 
 def blobs(site: Site) -> list[Row]:
@@ -22,10 +23,15 @@ def blobs(site: Site) -> list[Row]:
     size = BLOB_BYTES // site.scale.shrink
     title = f"blob push {size // MIB} MiB"
     bars = (Bar(SLUICE, 1.2, REGISTRY),)
-    return [
-        _blob_row(site, "4", f"{title}, acknowledged when durable", 1, bars),
-        _blob_row(site, "4b", f"{title}, {PUSHES_AT_ONCE} at once", PUSHES_AT_ONCE, ()),
-    ]
+    servers = site.peers(SLUICE, REGISTRY)
+    paced = start_sluice(site.scratch("paced"), site.identity, name=PACED, flags=("--storage-pace-pushes",))
+    try:
+        return [
+            _blob_row(site, "4", f"{title}, acknowledged when durable", 1, bars, [*servers, paced]),
+            _blob_row(site, "4b", f"{title}, {PUSHES_AT_ONCE} at once", PUSHES_AT_ONCE, (), [*servers, paced]),
+        ]
+    finally:
+        paced.process.stop()
 
 
 def images(site: Site) -> list[Row]:
@@ -50,7 +56,7 @@ class _Fresh:
         self.blobs = [random_blob(self._directory / f"blob{number}", self._size) for number in range(self._count)]
 
 
-def _blob_row(site: Site, number: str, title: str, count: int, bars: tuple[Bar, ...]) -> Row:
+def _blob_row(site: Site, number: str, title: str, count: int, bars: tuple[Bar, ...], servers: list[Peer]) -> Row:
     fresh = _Fresh(site.scratch(f"push{number}"), count, BLOB_BYTES // site.scale.shrink)
 
     def push(peer: Peer) -> Work:
@@ -59,7 +65,7 @@ def _blob_row(site: Site, number: str, title: str, count: int, bars: tuple[Bar, 
         total = sum(blob.size for blob in fresh.blobs)
         return Work(total / MIB / done.elapsed_s, total / GIB, done.client_cpu_s)
 
-    series = measure(site.peers(SLUICE, REGISTRY), site.scale.rounds, push, fresh.prepare)
+    series = measure(servers, site.scale.rounds, push, fresh.prepare)
     return Row(number, title, "MiB/s", PER_GIB, series, bars, "POST, then PUT by curl")
 
 

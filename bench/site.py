@@ -6,6 +6,7 @@ The directory is not on tmpfs, so that durability costs what it costs, and is go
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -59,6 +60,10 @@ class Site:
     def scratch(self, name: str) -> Path:
         """A path for a row's own files; nothing is there yet."""
         return self.directory / name
+
+    def discard(self, name: str) -> None:
+        """Remove what lies at ``scratch(name)``, of a server that has ended."""
+        shutil.rmtree(self.scratch(name))
 
 
 @contextmanager

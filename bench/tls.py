@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 CIPHER = "TLS_AES_128_GCM_SHA256"
+_CA_NAME = "sluice bench CA"
 _OPENSSL = f"""openssl_conf = openssl
 [openssl]
 ssl_conf = ssl
@@ -44,10 +45,12 @@ class Identity:
 
 
 def make_identity(directory: Path) -> Identity:
-    """Write a self-signed certificate for 127.0.0.1 and localhost, valid for a day, with its key beside it."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    """Write a certificate for 127.0.0.1 and localhost, valid for a day, with its key beside it. The CA that signed it
+    follows it in the same file, which serves as chain and as what to trust: rustls takes no CA as a server."""
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    chain = _certificate(key, ca_key, "sluice bench"), _certificate(ca_key, ca_key, _CA_NAME)
     identity = Identity(directory / "certificate.pem", directory / "key.pem", directory / "openssl.cnf")
-    identity.certificate.write_bytes(_self_signed(key).public_bytes(serialization.Encoding.PEM))
+    identity.certificate.write_bytes(b"".join(one.public_bytes(serialization.Encoding.PEM) for one in chain))
     identity.key.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
@@ -64,19 +67,24 @@ def client_context(certificate: Path | str) -> ssl.SSLContext:
     return context
 
 
-def _self_signed(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sluice bench")])
+def _certificate(key: ec.EllipticCurvePrivateKey, signer: ec.EllipticCurvePrivateKey, name: str) -> x509.Certificate:
+    """One for ``key``, signed by the CA with ``signer``; the CA's own where they are the same."""
     now = datetime.datetime.now(datetime.UTC)
     names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    return (
+    builder = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(_name(name))
+        .issuer_name(_name(_CA_NAME))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(names, critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
+        .add_extension(x509.BasicConstraints(ca=key is signer, path_length=None), critical=True)
     )
+    if key is not signer:
+        builder = builder.add_extension(names, critical=False)
+    return builder.sign(signer, hashes.SHA256())
+
+
+def _name(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cache.scripted import APP, POLICY, Body, Cache, caching, read_all, until
 from sluice.cache.answers import Kind
-from sluice.cache.fill import WITHHELD_BYTES, Fill
+from sluice.cache.fill import WITHHELD_BYTES
 from sluice.errors import (
     BlobUnknown,
     StoreDamaged,
@@ -259,12 +258,23 @@ async def test_a_small_blob_is_verified_before_its_head(tmp_path: Path) -> None:
         assert await read_all(await opening) == SMALL
 
 
-def _stands_at(fill: Fill, position: int) -> bool:
-    return fill.position == position
-
-
 async def test_the_last_chunk_waits_for_the_digest(tmp_path: Path) -> None:
-    """With all bytes there but not yet durable, readers have all but ``WITHHELD_BYTES``, of a known size or not."""
+    """Of bytes that turn out to be wrong, readers have had all but the last ``WITHHELD_BYTES``, of a known size or
+    not."""
+    async with caching(tmp_path) as cache:
+        for sized in (True, False):
+            data = os.urandom(len(DATA))
+            digest = cache.upstream.add_blob(data, Body(flip_at=len(data) - 1, sized=sized))
+            reader = await cache.pull.open_blob(APP, digest)
+            shown = len(data) - WITHHELD_BYTES
+            assert await reader.read(0, shown) == data[:shown]
+            with pytest.raises(UpstreamInvalid):
+                await reader.read(shown, 1)
+            reader.close()
+
+
+async def test_readers_do_not_wait_for_the_disk(tmp_path: Path) -> None:
+    """With all bytes verified but not yet durable, readers have them all; held is the blob only after that."""
     async with caching(tmp_path) as cache:
         for body in (Body(), UNSIZED):
             data = os.urandom(len(DATA))
@@ -273,13 +283,10 @@ async def test_the_last_chunk_waits_for_the_digest(tmp_path: Path) -> None:
                 reader = await cache.pull.open_blob(APP, digest)
                 fill = cache.fills.find(digest)
                 assert fill is not None
-                await until(partial(_stands_at, fill, len(data)))
-                assert (len(data), len(data) - WITHHELD_BYTES) == (fill.position, fill.readable)
-                reading = asyncio.create_task(reader.read(len(data) - WITHHELD_BYTES, 1))
-                await asyncio.sleep(0.05)
-                assert not reading.done()
-            assert await reading == data[-WITHHELD_BYTES:][:1]
-            assert await read_all(reader) == data
+                assert await read_all(reader) == data
+                assert (True, False) == (fill.verified, fill.complete)
+            reader.close()
+            await until(lambda fill=fill: fill.complete)  # type: ignore[misc]
 
 
 async def test_a_reader_far_ahead_goes_past(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cache.scripted import APP, POLICY, Body, Cache, caching
-from sluice.cache.fill import CHUNK_BYTES_MAX, WITHHELD_BYTES
+from sluice.cache.chunks import CHUNK_BYTES_MAX
+from sluice.cache.fill import WITHHELD_BYTES
 from sluice.errors import SluiceError, UpstreamError, UpstreamInvalid, UpstreamTimeout
 from sluice.oci.digest import Digest
 

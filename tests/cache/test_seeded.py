@@ -15,7 +15,7 @@ from sluice.cache import fill, policy, readers, tags
 from sluice.cache.fill import Fill, Fills
 from sluice.cache.sources import Opener
 from sluice.cache.spool import Spool
-from sluice.oci.content import BlobReader, Descriptor
+from sluice.oci.content import BlobReader
 from sluice.oci.digest import Digest
 from sluice.store.uploads import LocalUploads
 
@@ -26,15 +26,10 @@ Seed = Callable[[pytest.MonkeyPatch], None]
 def no_digest_check(patch: pytest.MonkeyPatch) -> None:
     """Whatever came is published under the digest that was asked for."""
 
-    def commit(self: Any, identifier: str, session: Any, digest: Digest, **_: Any) -> Descriptor:
+    def verify(self: Any, identifier: str, session: Any, digest: Digest) -> None:
         session.file.digest(digest.algorithm)
-        session.file.close()
-        repositories, size = [session.note.repository], session.file.offset
-        descriptor: Descriptor = self._publish(session.file.path, repositories, digest, size, False)
-        self._drop(identifier, session)
-        return descriptor
 
-    patch.setattr(LocalUploads, "_commit", commit)
+    patch.setattr(LocalUploads, "_verify", verify)
 
 
 def nothing_withheld(patch: pytest.MonkeyPatch) -> None:

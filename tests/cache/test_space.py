@@ -10,7 +10,7 @@ import pytest
 
 from cache.scripted import APP, OTHER, Body, Cache, Clock, caching, read_all, until
 from sluice.cache.answers import Kind
-from sluice.cache.fill import CHUNK_BYTES_MAX
+from sluice.cache.chunks import CHUNK_BYTES_MAX
 from sluice.cache.space import SpaceSettings
 from sluice.errors import ImageKept, UpstreamFailed
 from sluice.oci.digest import Digest

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from cache.scripted import APP, OTHER, POLICY, Body, Cache, Clock, Upstream, caching, read_all
-from sluice.cache.fill import CHUNK_BYTES_MAX
+from sluice.cache.chunks import CHUNK_BYTES_MAX
 from sluice.cache.readers import ThroughReader
 from sluice.cache.space import Reach, SpaceSettings
 from sluice.errors import ImageKept, ManifestUnknown, NameUnknown, UpstreamError

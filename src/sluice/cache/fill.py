@@ -4,9 +4,9 @@
 store while hashing, goes on at its offset when an upstream breaks off, and ends in a commit, or in nothing at all.
 Readers (``cache.readers``) attach at any offset, read from the session's file at their own speed, and may all leave.
 
-What readers may see: up to the last ``WITHHELD_BYTES`` of the blob as it comes, these when the digest is verified and
-the content durable. So nobody ever holds a complete blob that is not what its digest says. Of a blob of up to
-``small_blob_bytes`` not even the head is shown before.
+What readers may see: up to the last ``WITHHELD_BYTES`` of the blob as it comes, these when the digest is verified. So
+nobody ever holds a complete blob that is not what its digest says. Of a blob of up to ``small_blob_bytes`` not even the
+head is shown before. That the content is durable, which takes the disk longer, is no reader's concern.
 
 Where the store has no room, the fill ends (``refused``), and its readers go on straight from the upstream.
 """
@@ -19,6 +19,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from sluice.cache.answers import CacheCounters
+from sluice.cache.chunks import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, PATIENCE_S, next_batch, next_chunk_bytes, share_bytes
 from sluice.cache.flights import again, patiently
 from sluice.cache.policy import CachePolicy, is_far
 from sluice.cache.recent import Recent
@@ -41,9 +42,6 @@ from sluice.oci.reference import Repository
 from sluice.store.local import LocalStore
 
 WITHHELD_BYTES = 64 << 10
-CHUNK_BYTES_MIN = 16 << 10
-CHUNK_BYTES_MAX = 512 << 10
-FAST_CHUNK_S, SLOW_CHUNK_S = 0.02, 0.2  # readers see whole chunks: larger ones only while they come fast
 REHASH_BYTES = 1 << 20
 WRONG_MAX = 10_000  # (repository, digest) whose bytes were wrong
 
@@ -53,6 +51,7 @@ _log = logging.getLogger(__name__)
 class Fill:
     """One blob on its way in. ``size`` is None until the upstream has told, and for ever where it does not.
 
+    ``verified``: all bytes are here and are those of the digest; ``complete``: they are the store's, for good.
     ``error`` says how it failed; ``refused``: it was the store, not the upstream.
     """
 
@@ -63,6 +62,7 @@ class Fill:
         self.repositories = [repository]
         self.openers = tuple(openers)
         self.size: int | None = None
+        self.verified = False
         self.complete = False
         self.error: SluiceError | None = None
         self.refused = False
@@ -93,14 +93,14 @@ class Fill:
     @property
     def readable(self) -> int:
         """Bytes from the start that readers may have now."""
-        if self.complete:
+        if self.verified:
             return self.position
         end = self.position if self.size is None else self.size  # it may end at any byte
         return max(0, min(self.position, end - WITHHELD_BYTES))
 
     def is_far(self, offset: int) -> bool:
         """Whether a reader at ``offset`` would wait too long."""
-        return not self.complete and is_far(offset, self.position, self.policy)
+        return not self.verified and is_far(offset, self.position, self.policy)
 
     def join(self, repository: Repository) -> None:
         """Make the blob readable in this repository too, once it is there."""
@@ -115,10 +115,11 @@ class Fill:
     async def wait(self, offset: int, length: int) -> int:
         """Wait until ``length`` bytes from ``offset`` can be read, or the blob's end is there; returns how many can.
         Raises how the fill failed."""
-        while not self.complete and offset + length > self.readable:
+        while not self.verified and offset + length > self.readable:
             self._check()
             await self._moved.wait()
-        self._check()
+        if not self.verified:
+            self._check()
         return max(0, min(length, self.readable - offset))
 
     async def read(self, offset: int, length: int) -> bytes:
@@ -168,10 +169,11 @@ class Fill:
 
     async def _head(self) -> None:
         small = self.policy.small_blob_bytes
-        while not self.complete and not (self._begun and (self.size or 0) > small) and self.position <= small:
+        while not self.verified and not (self._begun and (self.size or 0) > small) and self.position <= small:
             self._check()
             await self._moved.wait()
-        self._check()
+        if not self.verified:
+            self._check()
 
     def _check(self) -> None:
         if self.error is not None:
@@ -241,15 +243,19 @@ class Fill:
         chunk, now = CHUNK_BYTES_MIN, asyncio.get_running_loop().time
         try:
             while end is None or self._spool.taken < end:
-                want = chunk if end is None else min(chunk, end - self._spool.taken)
+                most = share_bytes(self.counters.fills_active)
+                want = min(chunk, most) if end is None else min(chunk, most, end - self._spool.taken)
                 asked_at = now()
-                data = await reader.read(self._spool.taken, want)
-                self.counters.upstream_bytes += len(data)
-                if data:
-                    await self._spool.append(data)
-                if len(data) < want:
+                batch, ended = await next_batch(
+                    reader, self._spool.taken, want, PATIENCE_S, whole=most == CHUNK_BYTES_MAX
+                )
+                size = sum(map(len, batch))
+                self.counters.upstream_bytes += size
+                if batch:
+                    await self._spool.append(batch, size)
+                if ended:
                     break
-                chunk = _next_chunk_bytes(chunk, now() - asked_at)
+                chunk = next_chunk_bytes(chunk, now() - asked_at)
         finally:
             await self._spool.settle()
         if end is not None and self._spool.taken < end:
@@ -257,13 +263,16 @@ class Fill:
 
     async def _commit(self) -> None:
         assert self._spool is not None
-        linked = tuple(self.repositories)
         try:
-            await self._spool.commit(self.digest, linked[1:], replace=self._replace)
+            await self._spool.verify(self.digest)
         except DigestInvalid as error:
             self.counters.invalid += 1
             raise UpstreamInvalid(f"the upstream sent other bytes than those of blob {self.digest}") from error
         self.size = self._spool.taken
+        self.verified = True
+        self._notify()
+        linked = tuple(self.repositories)
+        await self._spool.commit(self.digest, linked[1:], replace=self._replace)
         self.complete = True
         self._notify()
         for repository in self.repositories[len(linked) :]:  # who joined during the commit
@@ -387,9 +396,3 @@ class Fills:
     def _gauge(self) -> None:
         self.counters.fills_active = self._active
         self.counters.fills_queued = len(self._tasks) - self._active
-
-
-def _next_chunk_bytes(chunk: int, took_s: float) -> int:
-    if took_s > SLOW_CHUNK_S:
-        return CHUNK_BYTES_MIN
-    return min(chunk * 2, CHUNK_BYTES_MAX) if took_s < FAST_CHUNK_S else max(chunk // 2, CHUNK_BYTES_MIN)

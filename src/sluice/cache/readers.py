@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sluice.cache.answers import CacheCounters
-from sluice.cache.fill import CHUNK_BYTES_MIN, WITHHELD_BYTES, Fill
+from sluice.cache.chunks import CHUNK_BYTES_MIN
+from sluice.cache.fill import WITHHELD_BYTES, Fill
 from sluice.cache.sources import Opener, open_first
 from sluice.errors import SluiceError, StoreDamaged, UpstreamFailed, UpstreamInvalid
 from sluice.oci.content import BlobReader
 from sluice.oci.digest import Digest, Hasher
+from sluice.wire.pieces import Pieces
 
 
 class FillReader:
@@ -85,7 +87,7 @@ class ThroughReader:
         self._size: int | None = None
         self._hasher = hasher
         self._position = position  # of the first byte in ``_ahead``
-        self._ahead = bytearray()
+        self._ahead = Pieces()
         self._ended = False
         self._wrong = False
         self._reader: BlobReader | None = None
@@ -114,8 +116,7 @@ class ThroughReader:
         if offset != self._position:
             self._leap(offset)
         await self._gather(length)
-        data = bytes(self._ahead[:length])
-        del self._ahead[:length]
+        data = self._ahead.take(length)
         self._position += len(data)
         return data
 
@@ -146,7 +147,7 @@ class ThroughReader:
             want = want if end is None else min(want, end - at)
             data = await self._reader.read(at, want)
             self._counters.upstream_bytes += len(data)
-            self._ahead += data
+            self._ahead.append(data)
             if self._hasher is not None:
                 self._hasher.update(data)
             if end is not None and len(data) < want:

@@ -54,18 +54,18 @@ class Spool:
         self.tail: LocalBlob | None = None
         self.refusal: SluiceError | None = None
 
-    async def append(self, data: bytes) -> None:
-        """Take ``data`` once what came before is written; raises what the store raised about that, and StorageFull
-        where there is no room for it."""
+    async def append(self, batch: Sequence[bytes], size: int) -> None:
+        """Take ``batch`` of ``size`` bytes once what came before is written; raises what the store raised about that,
+        and StorageFull where there is no room for it."""
         await self.settle()
         if self._grant is not None:
             try:
-                await self._grant.reach(self.taken + len(data))
+                await self._grant.reach(self.taken + size)
             except SluiceError as error:
                 self.refusal = error
                 raise
-        self.taken += len(data)
-        self._writing = asyncio.create_task(self._write(data), name="write spool")
+        self.taken += size
+        self._writing = asyncio.create_task(self._write(batch), name="write spool")
 
     async def settle(self) -> None:
         """Wait until all that was taken is written; raises what the store raised."""
@@ -73,6 +73,15 @@ class Spool:
             await asyncio.wait([self._writing])
             self._writing.result()
             self._writing = None
+
+    async def verify(self, digest: Digest) -> None:
+        """Raises DigestInvalid where other bytes came, or the store's refusal."""
+        await self.settle()
+        try:
+            await self._writer.verify(digest)
+        except SluiceError as error:
+            self.refusal = error
+            raise
 
     async def commit(self, digest: Digest, also: Sequence[Repository], *, replace: bool) -> None:
         """Verify, make durable, publish; raises DigestInvalid, or the store's refusal."""
@@ -100,9 +109,9 @@ class Spool:
         with contextlib.suppress(SluiceError):
             await self._writer.abort()
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, batch: Sequence[bytes]) -> None:
         try:
-            await self._writer.write([data])
+            await self._writer.write(batch)
             if self.tail is None:
                 self.tail = await self._writer.tail()
         except SluiceError as error:

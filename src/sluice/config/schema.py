@@ -32,6 +32,7 @@ from sluice.config.values import (
 )
 
 VARIABLE_PREFIX = "SLUICE_"
+WRITE_BYTES_PER_S = 200_000_000
 
 
 class TlsConfig(Section):
@@ -74,11 +75,13 @@ class StorageConfig(Section):
     sparse_indexes: bool = Field(
         default=False, description="accept an image index although some of its manifests are not held"
     )
-    write_bytes_per_s: Size = Field(
-        default=200_000_000,
-        description="ceiling for the rate of uploads and fetched blobs, so that neighbours on the disk get on; 0: none",
-    )
     history_per_tag: Count = Field(default=50, ge=1, le=100_000, description="moves that are remembered for each tag")
+    write_bytes_per_s: Size = Field(
+        default=WRITE_BYTES_PER_S,
+        description="bytes per second that all blobs which a cache fetches are written at, so that neighbours on the"
+        " disk (etcd) keep their pace; 0 sets no ceiling",
+    )
+    pace_pushes: bool = Field(default=False, description="hold pushes of blobs to `storage.write_bytes_per_s` as well")
 
 
 class GcConfig(Section):

@@ -17,6 +17,8 @@ def store_settings(config: RegistryConfig) -> StoreSettings:
         history_per_tag=config.storage.history_per_tag,
         unlink_delay_s=config.gc.unlink_delay_s,
         grace_s=config.gc.grace_s,
+        write_bytes_per_s=config.storage.write_bytes_per_s,
+        pace_pushes=config.storage.pace_pushes,
     )
 
 

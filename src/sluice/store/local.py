@@ -77,7 +77,7 @@ class LocalStore:
         self._committers = ThreadPoolExecutor(COMMIT_THREADS, thread_name_prefix="sluice-commit")
         self._hashers = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="sluice-hash")
         self._readers = ThreadPoolExecutor(BLOB_READ_THREADS, thread_name_prefix="sluice-read")
-        self.uploads = LocalUploads(paths.uploads, self._reserve, self._publish_blob, settings.uploads_max, clock)
+        self.uploads = LocalUploads(paths.uploads, self._reserve, self._publish_blob, settings, clock)
         self.uploads.use(self._writers, self._committers, self._hashers, self._readers)
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -2,7 +2,7 @@
 
 A ``SessionFile`` is used by one worker thread at a time, in the order in which the jobs were handed out. Written bytes
 are hashed by another thread while the next ones are received and written. ``offset`` counts bytes that are in the file
-and nothing else: after an error it is still the truth.
+and nothing else: after an error it is still the truth. The disk takes them in small flushes (``store.pace``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 from sluice.errors import StorageFull, UploadInvalid
 from sluice.oci.digest import HEX_LENGTH, Digest, Hasher
 from sluice.oci.reference import Repository
-from sluice.store.pace import WRITEBACK_BYTES, drop_cache, start_writeback
+from sluice.store.pace import FLUSH_BYTES, Pacer, await_writeback, drop_cache, start_writeback
 from sluice.store.paths import FILE_MODE
 from sluice.store.reserve import Reserve, refused
 from sluice.store.threads import submit
@@ -61,41 +62,73 @@ class Note:
 class SessionFile:
     """The growing file at ``path``; it exists from the first byte on."""
 
-    def __init__(self, path: Path, algorithm: str, reserve: Reserve, hashers: Executor | None = None) -> None:
+    def __init__(
+        self, path: Path, algorithm: str, reserve: Reserve, pacer: Pacer, hashers: Executor | None = None
+    ) -> None:
         """``hashers``: threads that hash; None hashes where it is written."""
         self.path = path
         self._algorithm = algorithm
         self._reserve = reserve
+        self._pacer = pacer
         self._descriptor = -1
-        self._handed_over = 0  # bytes whose write-back was started
+        self._flushing = threading.Lock()
+        self._lost = False  # the disk failed to take bytes, and no fsync will say so again
         try:
             self.offset = path.stat().st_size
         except FileNotFoundError:
             self.offset = 0
+        self._handed_over = self._on_disk = self.offset  # bytes whose write-back was started, and has ended
         # Bytes from before a restart went through a hasher that is gone: the file is read again at the commit.
         self._hasher: Hasher | None = hashlib.new(algorithm) if self.offset == 0 else None
         self._hashers = hashers
         self._hashing: Future[None] | None = None
 
-    def write(self, batch: Sequence[bytes]) -> int:
-        """Append ``batch`` and return the new offset; all of it or, with StorageFull or Unavailable, nothing of it."""
+    @property
+    def unflushed(self) -> int:
+        """Bytes that the disk was not asked to take."""
+        return self.offset - self._handed_over
+
+    def write(self, batch: Sequence[bytes], *, flush: bool = True) -> int:
+        """Append ``batch`` and return the new offset; all of it or, with StorageFull or Unavailable, nothing of it.
+        Without ``flush``, somebody calls that."""
         size = sum(map(len, batch))
         if size == 0:
             return self.offset
         try:
+            self._check_lost()
             self._reserve.check()
             self._write(batch, size)
+            if flush and self.unflushed + size >= FLUSH_BYTES:
+                self._flush(self.offset + size)
         except OSError as error:
             self._cut()
             self.close()
             raise refused(error, "an upload") from error
-        except StorageFull:
+        except (StorageFull, UploadInvalid):
             self.close()
             raise
         self.offset += size
         self._hash(batch, size)
-        self._pace()
         return self.offset
+
+    def write_last(self, batch: Sequence[bytes]) -> int:
+        """``write``, and close: the request ends."""
+        try:
+            return self.write(batch)
+        finally:
+            self.close()
+
+    def flush(self, count: int) -> bool:
+        """Have the disk take ``count`` bytes more; raises as ``write``. May run beside anything else, once at a time.
+        False where the file is closed."""
+        with self._flushing:
+            if self._descriptor < 0:
+                return False
+            try:
+                self._flush(self._handed_over + count)
+            except OSError as error:
+                raise refused(error, "an upload") from error
+        return True
 
     def digest(self, algorithm: str) -> Digest:
         """The digest of all bytes, of which the file then holds exactly ``offset``.
@@ -104,6 +137,7 @@ class SessionFile:
         file has lost bytes, or Unavailable.
         """
         try:
+            self._check_lost()
             self._trim()
             self._await_hashing()
             if self._hasher is not None and algorithm == self._algorithm:
@@ -114,9 +148,11 @@ class SessionFile:
 
     def close(self) -> None:
         """Close the file; the next write opens it again."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        with self._flushing:  # the descriptor's number may soon be another file's
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+                self._pacer.leave()
 
     def drop(self) -> None:
         """Remove the file."""
@@ -126,6 +162,7 @@ class SessionFile:
     def _open(self) -> int:
         if self._descriptor < 0:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+            self._pacer.enter()
         return self._descriptor
 
     def _write(self, batch: Sequence[bytes], size: int) -> None:
@@ -167,11 +204,22 @@ class SessionFile:
         if actual > self.offset:
             os.ftruncate(self._descriptor, self.offset)
 
-    def _pace(self) -> None:
-        waiting = self.offset - self._handed_over
-        if waiting >= WRITEBACK_BYTES:
-            start_writeback(self._descriptor, self._handed_over, waiting)
-            self._handed_over = self.offset
+    def _flush(self, end: int) -> None:
+        """Have the disk take what is written up to ``end``, and wait for it where too much is on its way."""
+        try:
+            start_writeback(self._descriptor, self._handed_over, end - self._handed_over)
+            self._handed_over = end
+            late = end - self._pacer.dirty_bytes
+            if late > self._on_disk:
+                await_writeback(self._descriptor, self._on_disk, late - self._on_disk)
+                self._on_disk = late
+        except OSError:
+            self._lost = True
+            raise
+
+    def _check_lost(self) -> None:
+        if self._lost:
+            raise UploadInvalid("the disk has lost bytes of this upload: start a new one")
 
     def _rehash(self, algorithm: str) -> str:
         hasher = hashlib.new(algorithm)

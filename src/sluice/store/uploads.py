@@ -28,8 +28,11 @@ from sluice.oci.content import Descriptor
 from sluice.oci.digest import HEX_LENGTH, Digest
 from sluice.oci.reference import Repository
 from sluice.store.blobs import LocalBlob
+from sluice.store.flush import BackgroundFlush
+from sluice.store.pace import BURST_BYTES, Pacer
 from sluice.store.reserve import Reserve
 from sluice.store.session import NOTE_SUFFIX, Note, SessionFile
+from sluice.store.settings import StoreSettings
 from sluice.store.threads import submit
 
 T = TypeVar("T")
@@ -59,12 +62,13 @@ class UploadInfo:
 class _Session:
     """A session in memory. ``lock``: one request at a time. ``last``: the newest job of the chain."""
 
-    def __init__(self, note: Note, file: SessionFile, used_at: float) -> None:
+    def __init__(self, note: Note, file: SessionFile, flush: BackgroundFlush, used_at: float) -> None:
         self.note = note
         self.file = file
         self.used_at = used_at
         self.lock = asyncio.Lock()
         self.last: Future[object] | None = None
+        self.flush = flush
         self.gone = False
 
 
@@ -72,12 +76,19 @@ class LocalUploads:
     """``Uploads`` over the directory ``uploads/``; sessions are found again after a restart."""
 
     def __init__(
-        self, directory: Path, reserve: Reserve, publish: Publish, limit: int, clock: Callable[[], float] = time.time
+        self,
+        directory: Path,
+        reserve: Reserve,
+        publish: Publish,
+        settings: StoreSettings,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._directory = directory
         self._reserve = reserve
         self._publish = publish
-        self._limit = limit
+        self._limit = settings.uploads_max
+        self._pacer = Pacer(settings.write_bytes_per_s)
+        self._pace_pushes = settings.pace_pushes
         self._clock = clock
         self._writers: Executor | None = None
         self._committers: Executor | None = None
@@ -110,7 +121,8 @@ class LocalUploads:
         self._reserve.check()
         identifier = prefix + secrets.token_hex(16)
         note = Note(repository, algorithm, self._clock())
-        session = _Session(note, self._file(identifier, algorithm), note.started_at)
+        file = self._file(identifier, algorithm)
+        session = _Session(note, file, BackgroundFlush(file, self._pacer), note.started_at)
         self._sessions[identifier] = session  # counted before the wait, so that the limit holds
         try:
             await self._run(self._writers, session, lambda: note.save(self._note_path(identifier)))
@@ -147,13 +159,26 @@ class LocalUploads:
         return found.file.offset
 
     async def append_batch(self, repository: Repository, session: str, batch: Sequence[bytes]) -> int:
-        """Append what is in memory already; for a writer that does its own batching. As ``append``."""
+        """Append what is in memory already, in at most ``BATCH_CHUNKS_MAX`` pieces; for a writer that does its own
+        batching. The file stays open until the session ends, and the disk takes its bytes in the background at the
+        ceiling's pace; this waits only where too many are ahead of it."""
+        found = await self._find(repository, session)
+        async with found.lock:
+            await self._ready(found, session)
+            await found.flush.room()
+            try:
+                return await self._run(self._writers, found, partial(found.file.write, batch, flush=False))
+            finally:
+                found.used_at = self._clock()
+                assert self._committers is not None, "use() comes first"
+                found.flush.begin(self._committers)
 
-        async def whole() -> AsyncIterator[bytes]:
-            for chunk in batch:
-                yield chunk
-
-        return await self.append(repository, session, None, whole())
+    async def verify(self, repository: Repository, session: str, digest: Digest) -> None:
+        """What ``commit`` begins with, alone: raises DigestInvalid (the session is then gone)."""
+        found = await self._find(repository, session)
+        async with found.lock:
+            await self._ready(found, session)
+            await self._run(self._committers, found, partial(self._verify, session, found, digest))
 
     async def tail(self, repository: Repository, session: str) -> LocalBlob:
         """Open the session's file for reading while it grows, once it has bytes; raises UploadUnknown. It stays
@@ -181,6 +206,7 @@ class LocalUploads:
         found = await self._find(repository, session)
         async with found.lock:
             await self._ready(found, session)
+            await found.flush.end()
             job = partial(self._commit, session, found, digest, also=also, replace=replace)
             return await self._run(self._committers, found, job)
 
@@ -189,6 +215,7 @@ class LocalUploads:
         found = await self._find(repository, session)
         async with found.lock:
             await self._ready(found, session)
+            await found.flush.end(at_once=True)
             await self._run(self._writers, found, lambda: self._drop(session, found))
 
     async def list(self) -> Sequence[UploadInfo]:
@@ -223,13 +250,21 @@ class LocalUploads:
                 batch.append(chunk)
                 size += len(chunk)
                 if size >= self._batch_bytes() or len(batch) == BATCH_CHUNKS_MAX:
+                    if self._pace_pushes:
+                        await self._pace(session, size)
                     if session.last is not None:
                         await _uninterrupted(session.last)
-                    self._chain(self._writers, session, _write(session.file, batch))
+                    self._chain(self._writers, session, partial(session.file.write, batch))
                     batch, size = [], 0
         finally:
             self._receiving -= 1
-            await _uninterrupted(self._chain(self._writers, session, _write_and_close(session.file, batch)))
+            await _uninterrupted(self._chain(self._writers, session, partial(session.file.write_last, batch)))
+
+    async def _pace(self, session: _Session, size: int) -> None:
+        """Keep to the ceiling; what is small goes first."""
+        wait_s = self._pacer.take(size)
+        if wait_s > 0 and session.file.offset + size > BURST_BYTES:
+            await asyncio.sleep(wait_s)
 
     async def _find(self, repository: Repository, identifier: str) -> _Session:
         found = await self._load(identifier)
@@ -260,10 +295,10 @@ class LocalUploads:
             return None
         file = self._file(identifier, note.algorithm)
         newest = file.path if file.offset else self._note_path(identifier)
-        return _Session(note, file, newest.stat().st_mtime)
+        return _Session(note, file, BackgroundFlush(file, self._pacer), newest.stat().st_mtime)
 
     def _file(self, identifier: str, algorithm: str) -> SessionFile:
-        return SessionFile(self._directory / identifier, algorithm, self._reserve, self._hashers)
+        return SessionFile(self._directory / identifier, algorithm, self._reserve, self._pacer, self._hashers)
 
     def _batch_bytes(self) -> int:
         """How much to gather before it is written: a share of what all uploads may hold."""
@@ -300,6 +335,14 @@ class LocalUploads:
     def _commit(
         self, identifier: str, session: _Session, digest: Digest, *, also: Sequence[Repository], replace: bool
     ) -> Descriptor:
+        self._verify(identifier, session, digest)
+        session.file.close()
+        repositories = [session.note.repository, *also]
+        descriptor = self._publish(session.file.path, repositories, digest, session.file.offset, replace)
+        self._drop(identifier, session)
+        return descriptor
+
+    def _verify(self, identifier: str, session: _Session, digest: Digest) -> None:
         actual = session.file.digest(digest.algorithm)
         if actual != digest:
             self._drop(identifier, session)
@@ -307,11 +350,6 @@ class LocalUploads:
                 f"the upload's {session.file.offset} bytes have digest {actual}, not {digest}: push them again",
                 detail={"expected": str(digest), "actual": str(actual)},
             )
-        session.file.close()
-        repositories = [session.note.repository, *also]
-        descriptor = self._publish(session.file.path, repositories, digest, session.file.offset, replace)
-        self._drop(identifier, session)
-        return descriptor
 
     def _drop(self, identifier: str, session: _Session) -> None:
         session.file.drop()
@@ -336,20 +374,6 @@ class LocalUploads:
 
     def _note_path(self, identifier: str) -> Path:
         return self._directory / (identifier + NOTE_SUFFIX)
-
-
-def _write(file: SessionFile, batch: Sequence[bytes]) -> Callable[[], int]:
-    return lambda: file.write(batch)
-
-
-def _write_and_close(file: SessionFile, batch: Sequence[bytes]) -> Callable[[], int]:
-    def job() -> int:
-        try:
-            return file.write(batch)
-        finally:
-            file.close()
-
-    return job
 
 
 async def _uninterrupted(future: Future[T]) -> T:

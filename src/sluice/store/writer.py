@@ -33,14 +33,19 @@ class LocalBlobWriter:
     async def write(self, data: Sequence[bytes]) -> None:
         """Append; raises StorageFull. After an error ``offset`` is still the truth."""
         try:
-            await self._uploads.append_batch(self._repository, self._session, data)
-        finally:
+            self._offset = await self._uploads.append_batch(self._repository, self._session, data)
+        except BaseException:
             with contextlib.suppress(UploadUnknown):
                 self._offset = await self._uploads.offset(self._repository, self._session)
+            raise
 
     async def commit(self, digest: Digest) -> Descriptor:
         """Verify, make durable, publish in the repository; raises DigestInvalid (the content is then dropped)."""
         return await self._uploads.commit(self._repository, self._session, digest)
+
+    async def verify(self, digest: Digest) -> None:
+        """Raises DigestInvalid where the bytes written have another one (the content is then dropped)."""
+        await self._uploads.verify(self._repository, self._session, digest)
 
     async def commit_in(self, digest: Digest, also: Sequence[Repository], *, replace: bool = False) -> Descriptor:
         """``commit``, readable in the repositories ``also`` too; ``replace`` what is held and was found damaged."""

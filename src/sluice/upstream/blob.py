@@ -6,7 +6,6 @@ Whoever reads slowly slows the upstream down: no more is taken from it than is a
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from sluice.oci.reference import Repository
 from sluice.upstream.endpoint import Endpoint
 from sluice.upstream.exchange import Request, Response
 from sluice.upstream.manifests import check_digest_header, pull_scope
+from sluice.wire.pieces import Pieces
 from sluice.wire.ranges import parse_served_range
 
 SKIP_BYTES = 256 << 10
@@ -92,8 +92,7 @@ class RemoteBlob:
         self._opened: Opened | None = opened
         self._reopen = reopen
         self._position = opened.position
-        self._held: deque[bytes] = deque()
-        self._held_bytes = 0
+        self._held = Pieces()
         self._closed = False
         self._size = opened.size
 
@@ -117,13 +116,13 @@ class RemoteBlob:
         if self._size is not None and offset + length > self._size:
             raise UpstreamFailed(f"the blob has {self._size} bytes, {length} were asked for from {offset}")
         await self._move(offset)
-        while self._held_bytes < length and await self._hold():
+        while len(self._held) < length and await self._hold():
             pass
         return self._take(length)
 
     async def read_next(self, limit: int) -> bytes:
         """The next bytes as they come, up to ``limit``; empty at the end."""
-        if not self._held_bytes:
+        if not self._held:
             await self._hold()
         return self._take(limit)
 
@@ -131,23 +130,21 @@ class RemoteBlob:
         """End the transfer; idempotent."""
         self._closed = True
         self._held.clear()
-        self._held_bytes = 0
         self._drop_response()
 
     async def _move(self, offset: int) -> None:
         gap = offset - self._position
-        while 0 < gap <= SKIP_BYTES and (self._held_bytes or await self._hold()):
+        while 0 < gap <= SKIP_BYTES and (self._held or await self._hold()):
             gap -= len(self._take(gap))
         if gap:
             self._drop_response()
             self._held.clear()
-            self._held_bytes = 0
             self._position = offset
             self._opened = await self._again(offset)
 
     async def _hold(self) -> bool:
         """Take one piece more; False at the end."""
-        arrived = self._position + self._held_bytes
+        arrived = self._position + len(self._held)
         if self._opened is None:
             self._opened = await self._again(arrived)
         opened = self._opened
@@ -158,7 +155,6 @@ class RemoteBlob:
             raise self._too_long(end)
         if piece:
             self._held.append(piece)
-            self._held_bytes += len(piece)
             # The last bytes are not handed out before it is sure that they are the last.
             if arrived == end and opened.response is not None and await self._piece(opened.response):
                 raise self._too_long(end)
@@ -194,19 +190,8 @@ class RemoteBlob:
         return UpstreamInvalid(f"the body goes on after byte {end}, where it should end")
 
     def _take(self, limit: int) -> bytes:
-        """Up to ``limit`` bytes of what is held; copied once, and not at all where a piece fits."""
-        taken: list[bytes] = []
-        left = limit
-        while self._held and left:
-            piece = self._held[0]
-            if len(piece) <= left:
-                taken.append(self._held.popleft())
-            else:
-                taken.append(piece[:left])
-                self._held[0] = piece[left:]
-            left -= len(taken[-1])
-        data = taken[0] if len(taken) == 1 else b"".join(taken)
-        self._held_bytes -= len(data)
+        """Up to ``limit`` bytes of what is held."""
+        data = self._held.take(limit)
         self._position += len(data)
         return data
 
