@@ -33,9 +33,8 @@ SMALL_BODY_S = 1.0
 LINGER_BYTES = 64 * 1024 * 1024
 """How much of a refused body is read away so that the refusal arrives."""
 LINGER_S = 10.0
-LINGER_IDLE_S = 1.0
-
-
+DISCARD_IDLE_S = 1.0
+"""A client that sends nothing for so long is waiting for the answer."""
 HEAD_BYTES = 64 * 1024
 """Names and values of a request's header fields; the server library bounds the whole head, less tightly."""
 
@@ -178,7 +177,7 @@ class Exchange:
             return
         waits = self.header(b"expect") is not None  # for 100 Continue (RFC 9110 section 10.1.1), which it will not get
         if not waits and self._is_small():
-            await self._discard(SMALL_BODY_BYTES, SMALL_BODY_S, SMALL_BODY_S)
+            await self._discard(SMALL_BODY_BYTES, SMALL_BODY_S)
         if not self.body_ended and self._is_http1():
             headers = [*headers, (b"connection", b"close")]
         if self.body_ended or waits:
@@ -186,7 +185,7 @@ class Exchange:
             return
         await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
         await self.send(body[:-1], more=True)
-        await self._discard(LINGER_BYTES, LINGER_S, LINGER_IDLE_S)
+        await self._discard(LINGER_BYTES, LINGER_S)
         await self.send(body[-1:], more=False)
 
     def _is_http1(self) -> bool:
@@ -203,9 +202,9 @@ class Exchange:
         except SizeInvalid:
             return False
 
-    async def _discard(self, limit: int, within_s: float, idle_s: float) -> None:
-        """Read the body away: up to its end, ``limit`` bytes, ``within_s`` seconds, or ``idle_s`` without a byte."""
-        self.idle_s = idle_s
+    async def _discard(self, limit: int, within_s: float) -> None:
+        """Read the body away: up to its end, ``limit`` bytes, ``within_s`` seconds, or a pause of DISCARD_IDLE_S."""
+        self.idle_s = DISCARD_IDLE_S
         try:
             async with asyncio.timeout(within_s):
                 async for data in self.body():

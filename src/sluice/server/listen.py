@@ -21,7 +21,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server
 
 from sluice.errors import ConfigInvalid
-from sluice.server.exchange import Message, Receive, Scope, Send
+from sluice.server.exchange import HEAD_BYTES, Message, Receive, Scope, Send
 
 log = logging.getLogger("sluice.server")
 log.debug("allocator options: %s", allocator.JEMALLOC_OPTIONS)
@@ -34,7 +34,6 @@ RETIRE_S = 2.0  # how long a replaced server asks its clients to leave before it
 CONNECTION_BUFFER_BYTES = 128 * 1024
 """What the server library may hold for one connection each way. A body comes to the application in pieces of this size,
 each of which is a walk through three threads: with half of it, pushes are a third slower."""
-REQUEST_HEAD_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +192,7 @@ def _granian(endpoint: Endpoint, application: ASGIApplication) -> Server:
         http1_settings=HTTP1Settings(
             header_read_timeout=int(endpoint.header_idle_s * 1000), max_buffer_size=CONNECTION_BUFFER_BYTES
         ),
-        http2_settings=HTTP2Settings(max_headers_size=REQUEST_HEAD_BYTES, max_send_buffer_size=CONNECTION_BUFFER_BYTES),
+        http2_settings=HTTP2Settings(max_headers_size=HEAD_BYTES, max_send_buffer_size=CONNECTION_BUFFER_BYTES),
         log_enabled=False,
         ssl_cert=tls.certificate if tls else None,
         ssl_key=tls.key if tls else None,
