@@ -109,8 +109,8 @@ def test_the_server_is_stopped(house: House, stall: Fault) -> None:
 def test_the_server_is_stopped_without_readers(house: House) -> None:
     """A fill that nobody waits for does not hold up the end."""
     house.spoil(Stall(HALF, when=blobs))
-    ask(house.sluice, house.digest).close()
-    house.upstream.wait_for(lambda: bool(house.upstream.gets(house.digest)))
+    with ask(house.sluice, house.digest):  # who leaves before it is heard begins nothing
+        house.upstream.wait_for(lambda: bool(house.upstream.gets(house.digest)))
     os.kill(house.sluice.pid, signal.SIGTERM)
     assert house.sluice.process is not None
     assert 0 == house.sluice.process.wait(STOP_S)
@@ -124,6 +124,7 @@ def test_the_server_is_killed(house: House, reader: bool) -> None:
     """SIGKILL in mid-fill: after a restart the spool is gone, nothing of the blob is visible, and it comes whole."""
     house.spoil(Stall(HALF, when=blobs))
     with ask(house.sluice, house.digest) as sock:
+        house.upstream.wait_for(lambda: bool(house.upstream.gets(house.digest)))
         if not reader:
             sock.close()
         wait_until(lambda: [] != open_spools(house.sluice), "the fill writes")

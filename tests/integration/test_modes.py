@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from sluice.testing.upstreams import (
 LAYER = random.Random(3).randbytes(700_001)
 SBOM = "application/vnd.example.sbom+json"
 MODES = ["proxy", "direct"]
+SETTLE_S = 20.0
 
 
 @dataclass
@@ -48,6 +50,13 @@ class Site:
     def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
         """One request under ``/v2/``."""
         return self.client.request(method, f"/v2/{path}", None, headers)
+
+    def settle(self) -> None:
+        """Return once no blob is on its way into the store: the last reader has all before the disk has."""
+        until = time.monotonic() + SETTLE_S
+        while "sluice_cache_fills_active 0.0" not in self.sluice.operations("/metrics")[1].splitlines():
+            assert time.monotonic() < until, f"a fill goes on for {SETTLE_S} s"
+            time.sleep(0.02)
 
     def stop_upstream(self) -> None:
         self.upstream.stop()
@@ -141,6 +150,7 @@ def test_the_headers_say_where_an_answer_came_from(site: Open) -> None:
     """First from the upstream, then from here; the log of the upstream agrees."""
     here = site("proxy")
     first = [here.get("team/app/manifests/v1"), here.get(f"team/app/blobs/{here.layer}")]
+    here.settle()
     again = [here.get("team/app/manifests/v1"), here.get(f"team/app/blobs/{here.layer}")]
     assert [(200, "proxy", "upstream"), (200, "proxy", "started")] == [origin(one) for one in first]
     assert [(200, "proxy", "hit"), (200, "proxy", "hit")] == [origin(one) for one in again]
@@ -281,6 +291,7 @@ def test_the_metrics_tell(site: Open) -> None:
     for _ in range(5):
         here.get("team/app/manifests/v1")
     here.get(f"team/app/blobs/{here.layer}")
+    here.settle()
     found = here.sluice.operations("/metrics")[1].splitlines()
     expected = [
         'sluice_mode{mode="proxy"} 1.0',
