@@ -104,8 +104,9 @@ class Scripted:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for writer in self._writers:  # closing waits for a client that does not read
-            writer.transport.abort()
+        for writer in self._writers:
+            if writer.transport.get_write_buffer_size():  # closing waits for a client that does not read
+                writer.transport.abort()
         await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
