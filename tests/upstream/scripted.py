@@ -35,6 +35,7 @@ MANIFEST = (
 )
 MANIFEST_DIGEST = Digest.of(MANIFEST)
 MANIFEST_HEADERS = {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": str(MANIFEST_DIGEST)}
+ACCEPT_TURNS = 10  # of the loop, from a connection to the first step of its task
 QUICK = UpstreamLimits(connect_s=2.0, head_s=0.4, idle_s=0.4, backoff_s=0.001, backoff_max_s=2.0)
 """For servers that are meant to be waited for in vain."""
 STEADY = UpstreamLimits(backoff_s=0.001)
@@ -78,7 +79,7 @@ class Scripted:
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: list[asyncio.StreamWriter] = []
+        self.transports: list[asyncio.Transport] = []
 
     @property
     def port(self) -> int:
@@ -92,28 +93,31 @@ class Scripted:
         return sum(1 for asked in self.asked if (asked.method, asked.path) == (method, path))
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Noted(self), "127.0.0.1", 0, ssl=self._tls)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._server is not None
+        # A connection that is accepted while its server closes is dropped without being closed (CPython 3.11).
+        asyncio.get_running_loop().remove_reader(self._server.sockets[0].fileno())
+        for _ in range(ACCEPT_TURNS):
+            await asyncio.sleep(0)
         self._server.close()
-        await asyncio.sleep(0)  # a connection may have come whose task has not begun
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for writer in self._writers:
-            if writer.transport.get_write_buffer_size():  # closing waits for a client that does not read
-                writer.transport.abort()
+        for transport in self.transports:  # closing waits for a client that does not read
+            if not transport.is_closing() or transport.get_write_buffer_size():
+                transport.abort()
         await asyncio.sleep(0)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        self._writers.append(writer)
         try:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 await self._exchange(reader, writer)
@@ -150,6 +154,19 @@ class Scripted:
         with contextlib.suppress(ConnectionError):
             await reader.read(1)
         self.gone.set()
+
+
+class _Noted(asyncio.StreamReaderProtocol):
+    """Tells its server of every transport, also of those whose task never begins."""
+
+    def __init__(self, server: Scripted) -> None:
+        super().__init__(asyncio.StreamReader(), server.serve)
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._server.transports.append(transport)
+        super().connection_made(transport)
 
 
 def _head(answer: Answer) -> bytes:
