@@ -135,7 +135,10 @@ def on_a_terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], in
             [*SLUICE, *arguments], stdin=follower, stdout=follower, stderr=follower, start_new_session=True
         ) as process:
             os.close(follower)
-            yield process, leader
+            try:
+                yield process, leader
+            finally:
+                process.kill()
     finally:
         os.close(leader)
 
