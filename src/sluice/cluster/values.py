@@ -1,0 +1,118 @@
+"""How single values of the cluster's documents are written.
+
+The strings of a layout end in TOML, YAML, HAProxy's configuration and file names. Each has a type that admits only what
+means the same in all of them: no quotes, no white space, no control characters, no ``..``. The serializers quote all
+the same; a value that is refused here is refused with its name, before anything is rendered.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import PurePosixPath
+from typing import Annotated
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from pydantic import BeforeValidator
+
+from sluice.config.values import read_registry_name, split_address
+
+NAME_LENGTH_MAX = 253  # RFC 1123 section 2.1
+PATH_LENGTH_MAX = 1024
+SECRET_LENGTH_MAX = 4096  # characters of a user name or password
+PEM_LENGTH_MAX = 256 << 10
+CERTIFICATES_MAX = 64
+
+_LABELS = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.ASCII)
+_PATH = re.compile(r"(/[A-Za-z0-9._@+-]+)+", re.ASCII)
+_IMAGE = re.compile(r"[a-z0-9]([A-Za-z0-9._/:@-]{0,510}[A-Za-z0-9])?", re.ASCII)
+
+
+def read_node_name(value: object) -> str:
+    """A DNS name in lower case. Raises ValueError with the remedy."""
+    text = str(value)
+    if len(text) > NAME_LENGTH_MAX or _LABELS.fullmatch(text) is None:
+        raise ValueError("is no node's name: write a DNS name in lower case, for example worker-1")
+    return text
+
+
+def read_ip(value: object) -> str:
+    """An IPv4 or IPv6 address that a peer can be reached at, in its usual form. Raises ValueError with the remedy."""
+    try:
+        address = ipaddress.ip_address(str(value))
+    except ValueError:
+        raise ValueError("is no IP address: write for example 10.0.0.11 or 2001:db8::11") from None
+    if address.is_unspecified or address.is_multicast or getattr(address, "scope_id", None) is not None:
+        raise ValueError("is no address of one machine: write the node's own, for example 10.0.0.11")
+    return str(address)
+
+
+def read_virtual(value: object) -> str:
+    """``host:port`` with a host that is a DNS name: what images are called by. Raises ValueError with the remedy."""
+    text = str(value)
+    host, _ = split_address(text)
+    if _LABELS.fullmatch(host) is None or host.rpartition(".")[2].isdigit():
+        raise ValueError("has no DNS name in lower case: write for example registry.sluice.internal:5001")
+    return text
+
+
+def read_path(value: object) -> str:
+    """An absolute path of plain characters. Raises ValueError with the remedy."""
+    text = str(value)
+    plain = len(text) <= PATH_LENGTH_MAX and _PATH.fullmatch(text) is not None
+    if not plain or {".", ".."} & set(PurePosixPath(text).parts):
+        raise ValueError("is no path that can be used: write an absolute one of letters, digits and . _ @ + -")
+    return text
+
+
+def read_image(value: object) -> str:
+    """An image's reference. Raises ValueError with the remedy."""
+    text = str(value)
+    if _IMAGE.fullmatch(text) is None or "//" in text or ".." in text:
+        raise ValueError("is no image: write for example registry.sluice.internal:5001/sluice:1.0")
+    return text
+
+
+def read_certificates(value: object) -> str:
+    """One or more certificates as PEM, written anew so that nothing else remains. Raises ValueError with the remedy."""
+    if not isinstance(value, str) or len(value) > PEM_LENGTH_MAX:
+        raise ValueError(f"is no PEM text of at most {PEM_LENGTH_MAX} characters")
+    try:
+        found = x509.load_pem_x509_certificates(value.encode())
+    except ValueError:
+        raise ValueError("holds no PEM certificate that can be read: write -----BEGIN CERTIFICATE----- …") from None
+    if len(found) > CERTIFICATES_MAX:
+        raise ValueError(f"holds {len(found)} certificates: at most {CERTIFICATES_MAX} are allowed")
+    return "".join(one.public_bytes(serialization.Encoding.PEM).decode() for one in found)
+
+
+def read_key(value: object) -> str:
+    """A private key as PEM without a password. Raises ValueError, which never shows it."""
+    try:
+        key = serialization.load_pem_private_key(str(value)[:PEM_LENGTH_MAX].encode(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ValueError("is no private key in PEM without a password") from None
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+
+
+def read_secret(value: object) -> str:
+    """A user name or password: any text of one line. Raises ValueError, which never shows it."""
+    text = value if isinstance(value, str) else ""
+    if not text or len(text) > SECRET_LENGTH_MAX or any(ord(mark) < 32 or ord(mark) == 127 for mark in text):
+        raise ValueError(f"is no text of one line with up to {SECRET_LENGTH_MAX} characters")
+    return text
+
+
+NodeName = Annotated[str, BeforeValidator(read_node_name)]
+HostAddress = Annotated[str, BeforeValidator(read_ip)]
+VirtualAddress = Annotated[str, BeforeValidator(read_virtual)]
+RegistryName = Annotated[str, BeforeValidator(read_registry_name)]
+NodePath = Annotated[str, BeforeValidator(read_path)]
+Image = Annotated[str, BeforeValidator(read_image)]
+Certificates = Annotated[str, BeforeValidator(read_certificates)]
+PrivateKey = Annotated[str, BeforeValidator(read_key)]
+Secret = Annotated[str, BeforeValidator(read_secret)]

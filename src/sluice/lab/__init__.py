@@ -1,0 +1,1 @@
+"""A whole cluster of real parts on one machine, in network namespaces."""
