@@ -1,7 +1,7 @@
-"""What a rendered file is: the one type between the renderers (``hosts``, ``balancer``, …) and ``plan``/``apply``. PURE.
+"""What a rendered file is: the type between the renderers (``hosts``, ``balancer``, …) and ``plan``. PURE.
 
-A renderer turns a layout into ``Files``: absolute paths to whole contents. It touches nothing, and whatever it writes it
-has parsed back and compared with what was meant.
+A renderer turns a layout into ``Files``: absolute paths to whole contents. It touches nothing, and whatever it writes
+it has parsed back and compared with what was meant.
 """
 
 from __future__ import annotations
