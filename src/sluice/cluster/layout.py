@@ -21,6 +21,7 @@ from sluice.cluster.values import (
     RegistryName,
     Secret,
     VirtualAddress,
+    is_pair,
 )
 from sluice.config.section import Section, conflict
 from sluice.config.values import Count, Upstream
@@ -193,3 +194,9 @@ class NodeSecrets(Section):
     certificate: Certificates
     key: PrivateKey = Field(repr=False)
     upstream: Login | None = Field(default=None, repr=False)
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if not is_pair(self.certificate, self.key):
+            raise conflict("key", "is not the key of the first certificate: write the two that were issued together")
+        return self

@@ -99,6 +99,14 @@ def read_key(value: object) -> str:
     ).decode()
 
 
+def is_pair(certificates: str, key: str) -> bool:
+    """Whether ``key`` belongs to the first of ``certificates``; both as ``read_certificates`` and ``read_key`` gave."""
+    public = x509.load_pem_x509_certificates(certificates.encode())[0].public_key()
+    private = serialization.load_pem_private_key(key.encode(), None)
+    kind, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return public.public_bytes(kind, form) == private.public_key().public_bytes(kind, form)
+
+
 def read_secret(value: object) -> str:
     """A user name or password: any text of one line. Raises ValueError, which never shows it."""
     text = value if isinstance(value, str) else ""

@@ -1,0 +1,1 @@
+"""Suites about a node: rendering, planning, applying, the balancer and the agent."""
