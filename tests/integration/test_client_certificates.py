@@ -54,6 +54,15 @@ def test_client_certificate_is_enough(certified: tuple[SluiceServer, Path, str])
         assert (403, "DENIED") == (refused.status_code, refused.json()["errors"][0]["code"])
 
 
+def test_readiness_where_the_traffic_is(certified: tuple[SluiceServer, Path, str]) -> None:
+    """Both listeners say whether the registry can be read, and ask nobody for a password for it."""
+    server, folder, url = certified
+    with httpx.Client(verify=presenting(server, folder / "ours")) as client:
+        answers = [client.get(f"{one}/readyz") for one in (server.url, url)]
+        assert [(200, "ok\n")] * 2 == [(one.status_code, one.text) for one in answers]
+        assert client.get(f"{server.url}/readyz/").status_code == 404
+
+
 @pytest.mark.parametrize("folder", [None, "theirs"])
 def test_client_without_the_right_certificate(certified: tuple[SluiceServer, Path, str], folder: str | None) -> None:
     """The second listener speaks to nobody without a certificate of its CA, not even with a password."""

@@ -17,6 +17,7 @@ from sluice.server import blobs, listing, login, manifests, uploads
 from sluice.server.access import Action, Principal, wanted_scopes
 from sluice.server.blobs import Streams
 from sluice.server.exchange import ClientGone, Exchange, Receive, Scope, Send
+from sluice.server.health import READY_PATH, Readiness, respond_ready
 from sluice.server.hot import HotManifest, hot_key
 from sluice.server.registry import Registry
 from sluice.upstream.instance import RECEIVED_VIA, is_own
@@ -41,17 +42,23 @@ class Application:
     """The ASGI application of one listener. ``busy`` counts the requests in progress by the client's address.
 
     ``sever`` cuts a connection that has stopped taking bytes. ``certified`` is who everybody is on a listener that has
-    demanded a client certificate; None where callers identify themselves by request.
+    demanded a client certificate; None where callers identify themselves by request. ``/readyz`` says what
+    ``readiness`` returns, to anybody.
     """
 
     def __init__(
-        self, registry: Registry, sever: Callable[[Exchange], None], certified: Principal | None = None
+        self,
+        registry: Registry,
+        sever: Callable[[Exchange], None],
+        readiness: Callable[[], Readiness],
+        certified: Principal | None = None,
     ) -> None:
         self.registry = registry
         self.certified = certified
         self.streams = Streams(registry.limits.streams_bytes)
         self.busy: dict[tuple[str, int], int] = {}
         self._sever = sever
+        self._readiness = readiness
         self._log = registry.access_log
         self._served = {method: registry.metrics.series("manifest", method, 200) for method in PULL_METHODS}
         self._handlers: dict[tuple[Kind, str], tuple[Handler, Action | None]] = {
@@ -173,6 +180,9 @@ class Application:
 
     async def _dispatch(self, x: Exchange) -> None:
         x.check_head()
+        if x.scope["raw_path"] == READY_PATH and x.method in PULL_METHODS:
+            await respond_ready(x, self._readiness())
+            return
         via = x.text_header(b"via")
         if via is not None:
             _take_via(via)

@@ -137,9 +137,12 @@ class Service:
             self._endpoint("operations", config.operations_listen, None, OPERATIONS_CONNECTIONS), operations
         )
         await self._operations.start()
-        doors = [("registry", config.listen, self.certificates.current, Application(registry, sever))]
+        main = Application(registry, sever, lambda: self.readiness)
+        doors = [("registry", config.listen, self.certificates.current, main)]
         if config.client_listen is not None:
-            certified = Application(registry, sever, Principal.certificate(Role(config.client_role)))
+            certified = Application(
+                registry, sever, lambda: self.readiness, Principal.certificate(Role(config.client_role))
+            )
             doors.append(("clients", config.client_listen, self.certificates.for_clients(), certified))
         for name, address, tls, application in doors:
             self._applications.append(application)
