@@ -5,6 +5,7 @@ The same for a file on a node, a laboratory's directory and a custom resource.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TypeVar
@@ -24,11 +25,17 @@ def parse_document(model: type[Document], raw: bytes, name: str) -> Document:
     """Raises ConfigInvalid, which names the document, the field, the value and the remedy; a secret's value never."""
     if len(raw) > DOCUMENT_BYTES_MAX:
         raise ConfigInvalid(f"{name} has more than {DOCUMENT_BYTES_MAX} bytes: name the right document")
+    return validate_document(model, _load(raw, name), name)
+
+
+def _load(raw: bytes, name: str) -> object:
+    # JSON is tried first: YAML reads its escaped surrogate pairs as two characters that are none.
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(raw)
     try:
-        value = yaml.safe_load(raw)
+        return yaml.safe_load(raw)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigInvalid(f"{name} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
-    return validate_document(model, value, name)
 
 
 def validate_document(model: type[Document], value: object, name: str) -> Document:

@@ -23,6 +23,7 @@ from sluice.cluster.values import (
     VirtualAddress,
     is_pair,
 )
+from sluice.config.remote import place_of
 from sluice.config.section import Section, conflict
 from sluice.config.values import Count, Upstream
 from sluice.wire.address import UpstreamAddress, parse_upstream
@@ -176,15 +177,41 @@ class NodeLayout(Section):
                 raise conflict("authorities", "is missing: write the CA certificates of the replicas as PEM")
         if "upstream" in self.sources and self.upstream is None:
             raise conflict("upstream", "is missing, and sources name it: write its address")
+        self._check_registries()
+        self._check_loops()
         if self.runner == "static-pods" and "balancer" in self.sources and self.balancer_image is None:
             raise conflict("balancer_image", "is missing: static pods need the balancer's image")
 
+    def _check_registries(self) -> None:
+        places: dict[str, str] = {}
+        for at, registry in enumerate(self.registries):
+            if set(self.sources) == {"upstream"} and registry.remote is None and not registry.fallback:
+                raise conflict(f"registries.{at}.remote", "is missing, and the only source is upstream: write it")
+            other = places.setdefault(place_of(registry.name), registry.name)
+            if other != registry.name:
+                raise conflict(f"registries.{at}.name", f"is held in the same place as {other}: leave one out")
+
+    def _check_loops(self) -> None:
+        """An upstream that is a replica or the balancer would ask itself, and stand twice among a file's hosts."""
+        own = {(one.host, one.port) for one in self.replicas} | {("127.0.0.1", self.balancer.port)}
+        remotes = {"upstream": self.upstream}
+        remotes |= {f"registries.{at}.remote": one.remote for at, one in enumerate(self.registries)}
+        for key, remote in remotes.items():
+            if remote is not None and (remote.parsed.host, remote.parsed.port) in own:
+                raise conflict(f"{key}.address", "is a replica's or the balancer's own: write where the registry is")
+
 
 class Login(Section):
-    """A user of the upstream."""
+    """A user of the upstream. Basic authentication ends the user's name at the first colon (RFC 7617 section 2)."""
 
     user: Secret
     password: Secret
+
+    @model_validator(mode="after")
+    def _can_be_sent(self) -> Self:
+        if ":" in self.user:
+            raise conflict("user", "has a colon, which no user name can have: write the name without the password")
+        return self
 
 
 class NodeSecrets(Section):

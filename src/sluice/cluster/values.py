@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from pathlib import PurePosixPath
 from typing import Annotated
 
 from cryptography import x509
@@ -19,8 +18,9 @@ from pydantic import BeforeValidator
 
 from sluice.config.values import read_registry_name, split_address
 
-NAME_LENGTH_MAX = 253  # RFC 1123 section 2.1
+NAME_LENGTH_MAX = 253  # RFC 1123 section 2.1; also of host:port, which becomes a directory's name of one more
 PATH_LENGTH_MAX = 1024
+PART_LENGTH_MAX = 200  # bytes; file systems take 255, and temporary files have longer names than what they become
 SECRET_LENGTH_MAX = 4096  # characters of a user name or password
 PEM_LENGTH_MAX = 256 << 10
 CERTIFICATES_MAX = 64
@@ -53,6 +53,8 @@ def read_virtual(value: object) -> str:
     """``host:port`` with a host that is a DNS name: what images are called by. Raises ValueError with the remedy."""
     text = str(value)
     host, _ = split_address(text)
+    if len(text) > NAME_LENGTH_MAX:
+        raise ValueError(f"has more than {NAME_LENGTH_MAX} characters: write for example registry.sluice.internal:5001")
     if _LABELS.fullmatch(host) is None or host.rpartition(".")[2].isdigit():
         raise ValueError("has no DNS name in lower case: write for example registry.sluice.internal:5001")
     return text
@@ -62,9 +64,20 @@ def read_path(value: object) -> str:
     """An absolute path of plain characters. Raises ValueError with the remedy."""
     text = str(value)
     plain = len(text) <= PATH_LENGTH_MAX and _PATH.fullmatch(text) is not None
-    if not plain or {".", ".."} & set(PurePosixPath(text).parts):
+    parts = text.split("/")
+    if not plain or {".", ".."} & set(parts):
         raise ValueError("is no path that can be used: write an absolute one of letters, digits and . _ @ + -")
+    if max(map(len, parts)) > PART_LENGTH_MAX:
+        raise ValueError(f"has a part of more than {PART_LENGTH_MAX} characters: write a shorter one")
     return text
+
+
+def read_mirrored(value: object) -> str:
+    """A registry's name as ``config`` reads it, short enough for a directory. Raises ValueError with the remedy."""
+    name = read_registry_name(value)
+    if len(name) > NAME_LENGTH_MAX:
+        raise ValueError(f"has more than {NAME_LENGTH_MAX} characters: write host or host:port, as in docker.io")
+    return name
 
 
 def read_image(value: object) -> str:
@@ -110,7 +123,8 @@ def is_pair(certificates: str, key: str) -> bool:
 def read_secret(value: object) -> str:
     """A user name or password: any text of one line. Raises ValueError, which never shows it."""
     text = value if isinstance(value, str) else ""
-    if not text or len(text) > SECRET_LENGTH_MAX or any(ord(mark) < 32 or ord(mark) == 127 for mark in text):
+    wrong = any(ord(mark) < 32 or ord(mark) == 127 or 0xD800 <= ord(mark) < 0xE000 for mark in text)
+    if not text or len(text) > SECRET_LENGTH_MAX or wrong:
         raise ValueError(f"is no text of one line with up to {SECRET_LENGTH_MAX} characters")
     return text
 
@@ -118,7 +132,7 @@ def read_secret(value: object) -> str:
 NodeName = Annotated[str, BeforeValidator(read_node_name)]
 HostAddress = Annotated[str, BeforeValidator(read_ip)]
 VirtualAddress = Annotated[str, BeforeValidator(read_virtual)]
-RegistryName = Annotated[str, BeforeValidator(read_registry_name)]
+RegistryName = Annotated[str, BeforeValidator(read_mirrored)]
 NodePath = Annotated[str, BeforeValidator(read_path)]
 Image = Annotated[str, BeforeValidator(read_image)]
 Certificates = Annotated[str, BeforeValidator(read_certificates)]
