@@ -255,6 +255,14 @@ class Unavailable(SluiceError):
     retry_after_s = 5
 
 
+class PullFailed(SluiceError):
+    """A node's runtime could not pull an image. ``detail["reason"]`` is what the runtime said."""
+
+    code = "UNAVAILABLE"
+    status = 502
+    temporary = True
+
+
 class GcRunning(SluiceError):
     """Garbage collection of this store runs already; one at a time."""
 

@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 from integration.samples import noise
-from sluice.cli.demo_image import Layout
+from sluice.lab.images import Layout
 from sluice.testing.client import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 
 LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"

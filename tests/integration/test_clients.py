@@ -22,7 +22,7 @@ from integration import layouts
 from integration.callers import BLOB, USERS, ask, basic, with_users
 from integration.samples import EMPTY_CONFIG, artifact_of, docker_image, encoded
 from sluice.cli.demo_containerd import Containerd, private_containerd
-from sluice.cli.demo_image import build_image
+from sluice.lab.images import build_image
 from sluice.oci.mediatype import DOCKER_LIST, DOCKER_MANIFEST
 from sluice.testing.client import OCI_INDEX, OCTETS, RegistryClient, digest_of
 from sluice.testing.server import SluiceServer

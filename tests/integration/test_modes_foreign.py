@@ -10,7 +10,7 @@ import pytest
 
 from integration.foreign import GUISES, foreign_registry
 from integration.test_clients import needs, run
-from sluice.cli.demo_image import build_image
+from sluice.lab.images import build_image
 from sluice.testing.client import RegistryClient, digest_of
 from sluice.testing.server import SluiceServer
 

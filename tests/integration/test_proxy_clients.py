@@ -16,7 +16,7 @@ import pytest
 from integration.foreign import GUISES, Foreign, foreign_registry
 from integration.test_clients import NAME_IN_CLUSTER, name_of, needs, needs_root, run, storage, trusted
 from sluice.cli.demo_containerd import Containerd, private_containerd
-from sluice.cli.demo_image import build_image
+from sluice.lab.images import build_image
 from sluice.testing.client import RegistryClient
 from sluice.testing.server import SluiceServer
 

@@ -20,10 +20,11 @@ from typing import Any
 
 import pytest
 
-from sluice.cli.demo_children import Child, run_step
-from sluice.cli.demo_image import build_image, machine_architecture
+from sluice.cli.demo_children import Child
 from sluice.cli.demo_registry import origins_between
 from sluice.errors import Unavailable
+from sluice.lab.images import build_image, machine_architecture
+from sluice.lab.programs import run_step
 
 PROGRAMS = ("skopeo", "busybox", "containerd", "ctr", "runc")
 needs_programs = pytest.mark.skipif(

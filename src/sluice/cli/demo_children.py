@@ -17,8 +17,6 @@ from sluice.errors import Unavailable
 
 TERM_S = 45.0
 """How long a child may take to end after SIGTERM, in seconds; the server drains for 30."""
-STEP_S = 120.0
-"""How long one step of the demo may take, in seconds."""
 
 
 class Child:
@@ -76,19 +74,3 @@ class Child:
 def _dies_with_us() -> list[str]:
     """A prefix that makes the kernel end the child if the demo is killed and cannot do so itself."""
     return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
-
-
-def run_step(command: Sequence[str], seconds: float = STEP_S) -> str:
-    """Run a program to its end and return its standard output; raises Unavailable with what it said."""
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
-        )
-    except FileNotFoundError as error:
-        raise Unavailable(f"{command[0]} is not installed: run make setup, or install its Debian package") from error
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"{command[0]} did not end within {seconds:.0f} s: {' '.join(command)}") from error
-    if done.returncode != 0:
-        words = (done.stderr or done.stdout).strip().splitlines()[-3:]
-        raise Unavailable(f"{' '.join(command[:3])} … failed: {' / '.join(words)}")
-    return done.stdout

@@ -16,8 +16,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sluice.cli.demo_children import Child, run_step
+from sluice.cli.demo_children import Child
 from sluice.errors import Unavailable
+from sluice.lab.programs import run_step
 
 NAMESPACE = "sluice-demo"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import click
 
-from sluice.cli.demo_children import run_step
 from sluice.cli.demo_containerd import private_containerd
-from sluice.cli.demo_image import build_image, machine_architecture
 from sluice.cli.demo_registry import Answer, RunningRegistry, origins_between
 from sluice.errors import Unavailable
+from sluice.lab.images import build_image, find_busybox, machine_architecture
+from sluice.lab.programs import run_step
 
 REPOSITORY, TAG = "demo/hello", "1"
 UNSEEN = "demo/news"
@@ -63,12 +63,9 @@ class Story:
         self._note("upstream back, the same image", self._await(path))
 
     def _push(self, unseen: str) -> None:
-        busybox = shutil.which("busybox")
-        if busybox is None:
-            raise Unavailable("busybox is not installed: run make setup, or install the Debian package busybox-static")
         layout = self.home / "image"
         shutil.rmtree(layout, ignore_errors=True)
-        self.digest = build_image(layout, Path(busybox), TAG)
+        self.digest = build_image(layout, find_busybox(), TAG)
         say(f"built an image for linux/{machine_architecture()} and friends: {self.digest}")
         place = self.upstream.place
         copy = ["skopeo", "--insecure-policy", "copy", "--all", "--dest-cert-dir", str(place.certificates)]

@@ -1,0 +1,1 @@
+"""The laboratory: its parts, and the whole cluster on one machine."""
