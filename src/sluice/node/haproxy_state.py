@@ -1,0 +1,76 @@
+"""What HAProxy says about itself and the replicas, read from its socket's answers. PURE.
+
+``haproxy`` asks; ``sluice node status`` and the laboratory show it. Formats: HAProxy 2.6 management guide, sections 9.1
+("CSV format") and 9.3 ("show info", "show stat").
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sluice.node.balancer import BACKEND
+
+_ROWS_OF_NO_SERVER = frozenset({"FRONTEND", "BACKEND"})
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """A replica as this node's balancer sees it.
+
+    ``name`` and ``address`` are the layout's. ``since`` is when it became so, in seconds since the epoch. ``reason`` is
+    what the last check found, in a sentence for people. ``streams`` are the requests that it answers now.
+    """
+
+    name: str
+    address: str
+    up: bool
+    since: float
+    reason: str
+    streams: int
+
+
+@dataclass(frozen=True, slots=True)
+class BalancerState:
+    """The balancer of a node. ``config``: digest of the configuration that it runs on, None while it does not run."""
+
+    pid: int | None
+    config: str | None
+    replicas: tuple[ReplicaState, ...] = ()
+
+    @property
+    def running(self) -> bool:
+        """Whether it answers."""
+        return self.config is not None
+
+
+def parse_info(text: str) -> dict[str, str]:
+    """``show info``: its fields by name."""
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {key.strip(): value.strip() for key, mark, value in pairs if mark}
+
+
+def parse_replicas(text: str, now: float) -> tuple[ReplicaState, ...]:
+    """``show stat``: the replicas. ``now`` in seconds since the epoch. Raises ValueError for any other text."""
+    rows = csv.DictReader(text.removeprefix("# ").splitlines())
+    if not {"pxname", "svname", "status", "lastchg", "addr"} <= set(rows.fieldnames or ()):
+        raise ValueError("is no answer of HAProxy to 'show stat'")
+    return tuple(_replica(row, now) for row in _servers(rows))
+
+
+def _servers(rows: Iterable[dict[str, str]]) -> Iterable[dict[str, str]]:
+    return (row for row in rows if row["pxname"] == BACKEND and row["svname"] not in _ROWS_OF_NO_SERVER)
+
+
+def _replica(row: dict[str, str], now: float) -> ReplicaState:
+    found = (row.get("last_chk") or "").strip()
+    what = (row.get("check_desc") or row.get("check_status") or "not checked yet").strip()
+    return ReplicaState(
+        name=row["svname"].partition("_")[0],
+        address=row["addr"],
+        up=row["status"].startswith("UP"),  # "UP 1/2" is one that has failed a check and still takes requests
+        since=now - int(row["lastchg"] or 0),
+        reason=f"{what}: {found}" if found else what,
+        streams=int(row["scur"] or 0),
+    )
