@@ -32,8 +32,12 @@ SAMPLES = {
 }
 # What a setting needs beside it, and values that the samples do not fit.
 BESIDE = {
-    "client_listen": {"client_ca": "/ca"},
-    "client_ca": {"client_listen": "127.0.0.1:9"},
+    "nodes.listen": {"nodes.ca": "/ca"},
+    "nodes.ca": {"nodes.listen": "127.0.0.1:9"},
+    "peers.listen": {"peers.ca": "/ca"},
+    "peers.ca": {"peers.listen": "127.0.0.1:9"},
+    "operators.listen": {"operators.ca": "/ca"},
+    "operators.ca": {"operators.listen": "127.0.0.1:9"},
     "tls.certificate": {"tls.key": "/k"},
     "tls.key": {"tls.certificate": "/c"},
     "mode": {"upstream.address": "r.example"},
@@ -138,14 +142,25 @@ def test_precedence(
         ),
         (
             {},
-            {"client_listen": "0.0.0.0:1"},
-            "client_listen is '0.0.0.0:1' (flag --client-listen):"
-            " needs client_ca, the PEM file with the CA of the clients' certificates",
+            {"nodes.listen": "192.0.2.1:1"},
+            "nodes.listen is '192.0.2.1:1' (flag --nodes-listen):"
+            " needs ca beside it, the PEM file with the CA of the clients' certificates",
         ),
         (
             {},
-            {"client_ca": "/ca"},
-            "client_ca is '/ca' (flag --client-ca): has no effect without client_listen: set both or neither",
+            {"peers.ca": "/ca"},
+            "peers.ca is '/ca' (flag --peers-ca): has no effect without listen: set both or neither",
+        ),
+        (
+            {},
+            {"insecure_http": True, "peers.ca": "/ca", "peers.listen": "192.0.2.1:1"},
+            "insecure_http is True (flag --insecure-http): excludes peers.listen, which needs TLS: remove one",
+        ),
+        (
+            {},
+            {"nodes.ca": "/n", "nodes.listen": "192.0.2.1:1", "peers.ca": "/ca", "peers.listen": "192.0.2.1:1"},
+            "peers.listen is '192.0.2.1:1' (flag --peers-listen): is the address of nodes.listen already:"
+            " choose another port",
         ),
         (
             {},

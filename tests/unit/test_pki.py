@@ -271,9 +271,9 @@ def test_bad_names_are_refused(tmp_path: Path, bad: str) -> None:
 
 def test_default_names_leave_out_what_names_nobody() -> None:
     """The wildcard address and an impossible machine name are dropped; the rest appears once, extras last."""
-    assert (*NAMES, "box", "hub.example.org") == server_names("0.0.0.0", "box", ["hub.example.org", "localhost"])
-    assert (*NAMES, "192.0.2.7") == server_names("192.0.2.7", "no name!")
-    assert server_names("::", "") == NAMES
+    assert (*NAMES, "box", "hub.example.org") == server_names("0.0.0.0", ["box"], ["hub.example.org", "localhost"])
+    assert (*NAMES, "192.0.2.7") == server_names("192.0.2.7", ["no name!"])
+    assert server_names("::", [""]) == NAMES
 
 
 def test_given_pair_is_taken_as_it_is(tmp_path: Path) -> None:

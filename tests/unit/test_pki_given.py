@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 from sluice.errors import ConfigInvalid
-from sluice.pki.material import load_given, read_authorities
+from sluice.pki.material import client_authority, load_given, read_authorities
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
@@ -63,9 +63,21 @@ def test_keys_that_would_end_the_process_are_refused(tmp_path: Path, key: Key) -
 
 
 def test_authorities_of_clients_are_parsed_first(tmp_path: Path) -> None:
-    """``client_ca`` is handed on as it is once it has been read; anything else is refused by name."""
+    """A door's CA is handed on once it has been read; a key, nothing, and what is no authority are refused by name."""
+    ours = client_authority(tmp_path / "ours", NOW)
+    assert ours.path.read_bytes() == read_authorities("nodes.ca", ours.path, NOW).pem
     crt, pem = given(tmp_path, ec.generate_private_key(ec.SECP256R1()))
-    assert crt.read_bytes() == read_authorities(crt)
-    for wrong in (pem, tmp_path / "absent.crt"):
-        with pytest.raises(ConfigInvalid, match="client_ca"):
-            read_authorities(wrong)
+    for wrong, reason in ((pem, "no PEM certificate"), (tmp_path / "absent", "does not exist"), (crt, "is no CA")):
+        with pytest.raises(ConfigInvalid, match=rf"nodes\.ca .*{reason}"):
+            read_authorities("nodes.ca", wrong, NOW)
+
+
+def test_authorities_that_are_over_open_nothing(tmp_path: Path) -> None:
+    """Of a CA that has expired and its successor only the successor is handed on; the expired one alone is refused."""
+    old = client_authority(tmp_path / "old", NOW - timedelta(days=3654))
+    new = client_authority(tmp_path / "new", NOW)
+    both = tmp_path / "both.crt"
+    both.write_bytes(old.path.read_bytes() + new.path.read_bytes())
+    assert new.path.read_bytes() == read_authorities("peers.ca", both, NOW).pem
+    with pytest.raises(ConfigInvalid, match=r"peers\.ca .* has no CA that has not expired"):
+        read_authorities("peers.ca", old.path, NOW)

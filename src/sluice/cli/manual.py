@@ -30,7 +30,8 @@ limits:
   with exit code 2 and a line that names key, value, source and remedy.
 - `upstream: ADDRESS` in the file is short for `upstream: {{address: ADDRESS}}`; so is `NAME: ADDRESS` in `registries`.
 - The file is read again when it changes and on SIGHUP: `mode`, `upstream`, `registries` and `cache` take effect at once
-  (`docs/modes.md`), the rest after a restart.
+  (`docs/modes.md`), the rest after a restart. Certificates, keys and CAs that it names are read again when they
+  change.
 
 This page is generated: `sluice config-docs > docs/configuration.md`.
 """
@@ -53,7 +54,7 @@ def manual() -> str:
 def _section(name: str, settings: list[Leaf]) -> str:
     lines = [f"## {name or 'General'}", ""]
     if name:
-        lines += [type(getattr(RegistryConfig(), name)).__doc__ or "", ""]
+        lines += [" ".join((type(getattr(RegistryConfig(), name)).__doc__ or "").split()), ""]
     lines += ["| Key | Default | Meaning |", "| --- | --- | --- |"]
     return "\n".join([*lines, *map(_row, settings), ""])
 

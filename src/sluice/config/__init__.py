@@ -5,6 +5,7 @@ Every leaf of ``RegistryConfig`` has one dotted key (``limits.manifest_bytes``):
 values, ``schema`` says which there are, ``load`` merges what was given over the defaults.
 """
 
+from sluice.config.doors import DoorConfig
 from sluice.config.load import CONFIG_VARIABLE, ConfigSource, load_config
 from sluice.config.remote import DOCKER_HUB, DOCKER_HUB_HOST, CacheConfig, UpstreamConfig, place_of
 from sluice.config.schema import (
@@ -28,6 +29,7 @@ __all__ = [
     "AccessConfig",
     "CacheConfig",
     "ConfigSource",
+    "DoorConfig",
     "GcConfig",
     "Leaf",
     "LimitsConfig",

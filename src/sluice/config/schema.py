@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from sluice.config.doors import DoorConfig, NodesConfig, OperatorsConfig, PeersConfig
 from sluice.config.remote import CacheConfig, Registries, UpstreamConfig
 from sluice.config.section import Section, conflict
 from sluice.config.values import (
@@ -148,13 +149,6 @@ class RegistryConfig(Section):
     )
     data: FilePath = Field(default=Path("/opt/sluice/registry"), description="directory that holds everything")
     listen: Address = Field(default="127.0.0.1:5001", description="address of the registry")
-    client_listen: Address | None = Field(
-        default=None, description="address of a second listener for clients that have a certificate; needs `client_ca`"
-    )
-    client_ca: FilePath | None = Field(default=None, description="PEM file with the CA of the clients' certificates")
-    client_role: Literal["read", "write", "admin"] = Field(
-        default="write", description="what clients with a certificate may do"
-    )
     operations_listen: Address = Field(
         default="127.0.0.1:5002", description="address of health, readiness and metrics, in plain HTTP"
     )
@@ -167,6 +161,9 @@ class RegistryConfig(Section):
         ),
     )
     tls: TlsConfig = TlsConfig()
+    nodes: NodesConfig = NodesConfig()
+    peers: PeersConfig = PeersConfig()
+    operators: OperatorsConfig = OperatorsConfig()
     upstream: UpstreamConfig = UpstreamConfig()
     cache: CacheConfig = CacheConfig()
     access: AccessConfig = AccessConfig()
@@ -185,18 +182,28 @@ class RegistryConfig(Section):
             raise conflict("tls.names", "has no effect on a given tls.certificate: remove one of the two")
         if self.insecure_http and (tls.certificate is not None or tls.names):
             raise conflict("insecure_http", "excludes tls.certificate, tls.key and tls.names: remove one or the other")
-        if self.client_listen is not None and self.client_ca is None:
-            raise conflict("client_listen", "needs client_ca, the PEM file with the CA of the clients' certificates")
-        if self.client_listen is None and self.client_ca is not None:
-            raise conflict("client_ca", "has no effect without client_listen: set both or neither")
+        if self.insecure_http and self.doors:
+            raise conflict("insecure_http", f"excludes {next(iter(self.doors))}.listen, which needs TLS: remove one")
         if self.mode != "local" and self.upstream.address is None:
             raise conflict("mode", "needs upstream.address, the registry to ask: set it, or use mode local")
         return self._addresses_differ()
 
+    @property
+    def doors(self) -> Mapping[str, DoorConfig]:
+        """The listeners for clients with certificates that there are, by section."""
+        every = {"nodes": self.nodes, "peers": self.peers, "operators": self.operators}
+        return {name: door for name, door in every.items() if door.listen is not None}
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """Every address that is listened on, by key."""
+        doors = {f"{name}.listen": door.listen for name, door in self.doors.items() if door.listen is not None}
+        return {"listen": self.listen, "operations_listen": self.operations_listen, **doors}
+
     def _addresses_differ(self) -> Self:
-        taken = {self.listen: "listen"}
-        for key, address in (("client_listen", self.client_listen), ("operations_listen", self.operations_listen)):
-            if address is not None and taken.setdefault(address, key) != key:
+        taken: dict[str, str] = {}
+        for key, address in self.addresses.items():
+            if taken.setdefault(address, key) != key:
                 raise conflict(key, f"is the address of {taken[address]} already: choose another port")
         return self
 

@@ -42,13 +42,14 @@ class Leaf:
     not_after: datetime
 
 
-def server_names(listen_host: str, machine_name: str, extra: Iterable[str] = ()) -> tuple[str, ...]:
+def server_names(listen_host: str, others: Iterable[str], extra: Iterable[str] = ()) -> tuple[str, ...]:
     """The names that a registry's certificate carries when nothing else is asked for, without repetitions.
 
-    The wildcard addresses name no host and a machine's name may be no DNS name: both are left out. ``extra``
-    (``tls.names``) is kept as it is, so that a wrong one is reported by ``parse_names``.
+    ``others`` are the machine's name and the hosts of further listeners. The wildcard addresses name no host and a
+    machine's name may be no DNS name: both are left out. ``extra`` (``tls.names``) is kept as it is, so that a wrong
+    one is reported by ``parse_names``.
     """
-    found = (name for name in (listen_host, machine_name) if _is_usable(name))
+    found = (name for name in (listen_host, *others) if _is_usable(name))
     return tuple(dict.fromkeys((*ALWAYS_NAMED, *found, *extra)))
 
 

@@ -19,13 +19,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from sluice.errors import ConfigInvalid
-from sluice.pki.authority import PEM_BYTES_MAX, Authority, open_authority
+from sluice.pki.authority import PEM_BYTES_MAX, Authority, certificate_pem, open_authority
 from sluice.pki.durable import PUBLIC_MODE, read_bounded, write_durably
 from sluice.pki.leaf import Leaf, is_due, issue_client, issue_server, parse_names, renew_at
 
 SERVER_AUTHORITY_NAME = "Sluice registry CA"
 CLIENT_AUTHORITY_NAME = "Sluice client CA"
 RSA_BITS_MIN, RSA_BITS_MAX = 2048, 8192
+_DER, _PUBLIC = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,13 @@ def ensure_server_certificate(directory: Path, names: Sequence[str], now: dateti
 def client_authority(directory: Path, now: datetime) -> Authority:
     """The authority for client certificates (``client-ca.crt``, ``client-ca.key``), made when there is none.
 
-    Its ``path`` is what the second listener takes as ``client_ca``. Raises like ``ensure_server_certificate``.
+    Its ``path`` is what a listener takes as ``ca``. Raises like ``ensure_server_certificate``.
     """
     return open_authority(directory, "client-ca", CLIENT_AUTHORITY_NAME, now)
 
 
 def client_certificate(authority: Authority, name: str, now: datetime) -> Leaf:
-    """A certificate with which a node or an operator called ``name`` passes the second listener.
+    """A certificate with which a node or an operator called ``name`` passes such a listener.
 
     Raises ConfigInvalid for a name that no certificate can carry.
     """
@@ -96,14 +97,41 @@ def load_given(certificate: Path, key: Path, now: datetime) -> ServerCertificate
     return ServerCertificate(certificate, key, None, leaf.not_valid_after_utc, renew_at(leaf))
 
 
-def read_authorities(path: Path) -> bytes:
-    """The PEM text of ``client_ca`` once it has been parsed; raises ConfigInvalid naming setting, file and remedy."""
-    pem = _read("client_ca", path)
+@dataclass(frozen=True, slots=True)
+class TrustedAuthorities:
+    """The CAs that a listener lets in. ``pem`` is written anew, so that the TLS library sees nothing that was not read;
+    ``keys`` are the public ones (DER, SubjectPublicKeyInfo), by which an authority is known whatever it is called."""
+
+    pem: bytes
+    keys: frozenset[bytes]
+
+
+def read_authorities(field: str, path: Path, now: datetime) -> TrustedAuthorities:
+    """The authorities in the file that ``field`` names, without those that are over at ``now``.
+
+    Raises ConfigInvalid naming setting, file and remedy: for a file without any, and for what is no authority at all,
+    which would let itself in.
+    """
+    pem = _read(field, path)
     try:
-        x509.load_pem_x509_certificates(pem)
+        found = x509.load_pem_x509_certificates(pem)
+        refused = next((one for one in found if not _is_authority(one)), None)
     except ValueError as error:
-        raise ConfigInvalid(f"client_ca {path} has no PEM certificate ({error}); give the CA in PEM form") from error
-    return pem
+        raise ConfigInvalid(f"{field} {path} has no PEM certificate ({error}); give the CA in PEM form") from error
+    if refused is not None:
+        raise ConfigInvalid(f"{field} {path} has {refused.subject.rfc4514_string()!r}, which is no CA; leave it out")
+    valid = [one for one in found if one.not_valid_after_utc > now]
+    if not valid:
+        raise ConfigInvalid(f"{field} {path} has no CA that has not expired; give the one that signs now")
+    keys = frozenset(one.public_key().public_bytes(_DER, _PUBLIC) for one in valid)
+    return TrustedAuthorities(b"".join(certificate_pem(one) for one in valid), keys)
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
 
 
 def _held(crt: Path, key: Path) -> x509.Certificate | None:

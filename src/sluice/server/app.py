@@ -12,12 +12,11 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from sluice.errors import MethodNotAllowed, RequestInvalid, SluiceError, UpstreamLoop
+from sluice.errors import MethodNotAllowed, RequestInvalid, RouteUnknown, SluiceError, UpstreamLoop
 from sluice.server import blobs, listing, login, manifests, uploads
 from sluice.server.access import Action, Principal, wanted_scopes
 from sluice.server.blobs import Streams
 from sluice.server.exchange import ClientGone, Exchange, Receive, Scope, Send
-from sluice.server.health import READY_PATH, Readiness, respond_ready
 from sluice.server.hot import HotManifest, hot_key
 from sluice.server.registry import Registry
 from sluice.upstream.instance import RECEIVED_VIA, is_own
@@ -42,23 +41,17 @@ class Application:
     """The ASGI application of one listener. ``busy`` counts the requests in progress by the client's address.
 
     ``sever`` cuts a connection that has stopped taking bytes. ``certified`` is who everybody is on a listener that has
-    demanded a client certificate; None where callers identify themselves by request. ``/readyz`` says what
-    ``readiness`` returns, to anybody.
+    demanded a client certificate; None where callers identify themselves by request.
     """
 
     def __init__(
-        self,
-        registry: Registry,
-        sever: Callable[[Exchange], None],
-        readiness: Callable[[], Readiness],
-        certified: Principal | None = None,
+        self, registry: Registry, sever: Callable[[Exchange], None], certified: Principal | None = None
     ) -> None:
         self.registry = registry
         self.certified = certified
         self.streams = Streams(registry.limits.streams_bytes)
         self.busy: dict[tuple[str, int], int] = {}
         self._sever = sever
-        self._readiness = readiness
         self._log = registry.access_log
         self._served = {method: registry.metrics.series("manifest", method, 200) for method in PULL_METHODS}
         self._handlers: dict[tuple[Kind, str], tuple[Handler, Action | None]] = {
@@ -180,15 +173,14 @@ class Application:
 
     async def _dispatch(self, x: Exchange) -> None:
         x.check_head()
-        if x.scope["raw_path"] == READY_PATH and x.method in PULL_METHODS:
-            await respond_ready(x, self._readiness())
-            return
         via = x.text_header(b"via")
         if via is not None:
             _take_via(via)
         x.route = parse_route(x.scope["raw_path"], x.method)
         check_method(x.route, x.method)
         if x.route.kind is Kind.TOKEN:
+            if self.certified is not None:
+                raise RouteUnknown("here clients are known by their certificates, and there are no tokens to ask for")
             await login.token(self.registry, x)
             return
         _locate(x)
@@ -196,8 +188,7 @@ class Application:
         if x.wiring.sink is None:
             _check_readable(x, action)
         await self._admit(x, x.route, action)
-        if x.wiring.entitlement is not None and action is Action.PULL and x.route.repository is not None:
-            await x.wiring.entitlement.require(x.route, x.header(b"authorization"))
+        await self._entitle(x, action)
         await handler(self.registry, x)
 
     async def _admit(self, x: Exchange, route: Route, action: Action | None) -> None:
@@ -208,6 +199,16 @@ class Application:
             wanted = wanted_scopes(action, route.repository)
             x.principal = await access.identify(x.header(b"authorization"), origin, wanted)
         access.require(x.principal, action, route.repository, origin)
+
+    async def _entitle(self, x: Exchange, action: Action | None) -> None:
+        """Ask the upstream whether it knows this caller too, where the configuration says so.
+
+        Not behind a door for certificates: those callers have no password, and asking for one would make containerd
+        show its users' (401).
+        """
+        asks = x.wiring.entitlement if self.certified is None else None
+        if asks is not None and action is Action.PULL and x.route.repository is not None:
+            await asks.require(x.route, x.header(b"authorization"))
 
     async def _blob(self, registry: Registry, x: Exchange) -> None:
         await blobs.get(registry, x, self.streams, self._sever)

@@ -15,7 +15,6 @@ from sluice.telemetry import Metrics
 TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8")]
 EXPOSITION: Headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
 IDLE_S = 10.0
-READY_PATH = b"/readyz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +43,14 @@ class Operations:
         path = scope["raw_path"]
         if path == b"/livez":
             await x.respond(200, TEXT, b"ok\n")
-        elif path == READY_PATH:
-            await respond_ready(x, self._readiness(), writes=b"write" in scope["query_string"].split(b"&"))
+        elif path == b"/readyz":
+            await self._ready(x, writes=b"write" in scope["query_string"].split(b"&"))
         elif path == b"/metrics":
             await x.respond(200, EXPOSITION, self._metrics.render())
         else:
             await x.respond(404, TEXT, b"try /livez, /readyz, /readyz?write or /metrics\n")
 
-
-async def respond_ready(x: Exchange, readiness: Readiness, *, writes: bool = False) -> None:
-    """Answer ``/readyz``: 200 and "ok", or 503 and the reason. The registry's listeners answer it too, so that a
-    balancer's check travels the way of the traffic that it speaks for: same port, same certificates."""
-    reason = readiness.reads or (readiness.writes if writes else "")
-    await x.respond(503 if reason else 200, TEXT, f"{reason or 'ok'}\n".encode())
+    async def _ready(self, x: Exchange, *, writes: bool) -> None:
+        readiness = self._readiness()
+        reason = readiness.reads or (readiness.writes if writes else "")
+        await x.respond(503 if reason else 200, TEXT, f"{reason or 'ok'}\n".encode())

@@ -2,8 +2,9 @@
 
 A certificate is replaced by starting a second server on the same address (SO_REUSEPORT) and letting the first one
 finish what it has: no transfer is cut, and a certificate that cannot be loaded never reaches the server library, which
-would end the process over it. Before the first one stops, it asks the clients of kept connections to leave
-(``Connection: close``, RFC 9112 section 9.6): one that is closed while a request is on its way loses that request.
+would end the process over it. Before the first one stops, it gets no new connections (``handover``), and asks the
+clients of kept ones to leave (``Connection: close``, RFC 9112 section 9.6): one that is closed while a request is on
+its way loses that request.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server
 
 from sluice.errors import ConfigInvalid
+from sluice.server import handover
 from sluice.server.exchange import HEAD_BYTES, Message, Receive, Scope, Send
 
 log = logging.getLogger("sluice.server")
@@ -29,8 +31,8 @@ log.debug("allocator options: %s", allocator.JEMALLOC_OPTIONS)
 ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
 START_S = 10.0
 RUNTIME_THREADS = 2
-ACCEPT_S = 0.2  # after which a new server surely accepts, so that the one before it can go
-RETIRE_S = 2.0  # how long a replaced server asks its clients to leave before it stops
+LOOK_S = 0.01
+RETIRE_S = 2.0  # how long a replaced server finishes handshakes and asks its clients to leave before it stops
 CONNECTION_BUFFER_BYTES = 128 * 1024
 """What the server library may hold for one connection each way. A body comes to the application in pieces of this size,
 each of which is a walk through three threads: with half of it, pushes are a third slower."""
@@ -113,7 +115,7 @@ class Listener:
         self._launch()
         async with asyncio.timeout(START_S):
             while not await self._answers():  # noqa: ASYNC110 - the server library has no event for it
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(LOOK_S)
         log.info("%s listens on %s", self.endpoint.name, self.endpoint.url)
 
     def _launch(self) -> None:
@@ -134,18 +136,28 @@ class Listener:
         return True
 
     async def renew(self, tls: Tls) -> None:
-        """Serve new connections with another certificate; what runs on the old one finishes."""
-        old = self._current
+        """Serve new connections with other certificates; what runs on the old ones finishes. One call at a time."""
+        old, host, port = self._current, self.endpoint.host, self.endpoint.port
         assert old is not None
         self.endpoint = replace(self.endpoint, tls=tls)
+        before = await asyncio.to_thread(handover.count, host, port)
         self._launch()
         self._retired.add(old)
         old.task.add_done_callback(lambda _: self._retired.discard(old))
-        await asyncio.sleep(ACCEPT_S)
+        await self._count_to(before + 1)
+        await asyncio.to_thread(handover.prefer, host, port, before)
         old.door.leave()
         await asyncio.sleep(RETIRE_S)
         old.server.stop()  # type: ignore[no-untyped-call]
-        log.info("%s renewed its certificate", self.endpoint.name)
+        await self._count_to(before)
+        log.info("%s renewed its certificates", self.endpoint.name)
+
+    async def _count_to(self, sockets: int) -> None:
+        """Wait until so many listen on the address: places in the kernel's group are counted from the first one."""
+        async with asyncio.timeout(START_S):
+            host, port = self.endpoint.host, self.endpoint.port
+            while await asyncio.to_thread(handover.count, host, port) != sockets:  # noqa: ASYNC110 - there is no event
+                await asyncio.sleep(LOOK_S)
 
     async def stop(self) -> None:
         """Stop accepting and wait until every transfer has ended; the caller bounds the wait."""

@@ -22,15 +22,7 @@ def refuse_ourselves(config: RegistryConfig) -> None:
     resolve, which is asked only where the port is ours."""
     if config.mode == "local":
         return
-    listeners = [
-        (key, *split_address(address))
-        for key, address in (
-            ("listen", config.listen),
-            ("client_listen", config.client_listen),
-            ("operations_listen", config.operations_listen),
-        )
-        if address is not None
-    ]
+    listeners = [(key, *split_address(address)) for key, address in config.addresses.items()]
     for key, address in upstream_keys(config):
         for name, host, port in listeners:
             if address.port == port and _is_ours(address, host):

@@ -36,7 +36,7 @@ class Reload:
         self.valid = True
         self._source = source
         self._apply = apply
-        self._seen = _signature(source.path)
+        self._seen = signature(source.path)
         self._lock = asyncio.Lock()
 
     async def look(self) -> None:
@@ -44,11 +44,11 @@ class Reload:
         path = self._source.path
         if path is None:
             return
-        found = await asyncio.to_thread(_signature, path)
+        found = await asyncio.to_thread(signature, path)
         while found != self._seen:
             self._seen = found
             await asyncio.sleep(SETTLE_S)
-            found = await asyncio.to_thread(_signature, path)
+            found = await asyncio.to_thread(signature, path)
             if found == self._seen:
                 await self.read()
                 return
@@ -89,7 +89,7 @@ def _value(config: RegistryConfig, key: str) -> object:
     return value
 
 
-def _signature(path: Path | None) -> Signature:
+def signature(path: Path | None) -> Signature:
     """What changes when a file does, also behind a link; None where it is not there."""
     if path is None:
         return None

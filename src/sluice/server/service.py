@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import resource
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from sluice.cache.answers import CacheCounters
 from sluice.cache.space import SWEEP_S, Space
 from sluice.config import ConfigSource, RegistryConfig, is_loopback, split_address
 from sluice.errors import ConfigInvalid, SluiceError
-from sluice.server.access import Access, AccessSettings, Principal
+from sluice.server.access import Access, AccessSettings
 from sluice.server.app import Application
 from sluice.server.certificates import Certificates
+from sluice.server.doors import WithHealth, certified
 from sluice.server.health import Operations, Readiness
 from sluice.server.listen import Endpoint, Listener, Tls
 from sluice.server.measures import measure_space, measure_wiring
@@ -30,11 +31,11 @@ from sluice.server.operations_cache import CacheDesk
 from sluice.server.ourselves import refuse_ourselves
 from sluice.server.passwords import PasswordCheck
 from sluice.server.registry import Limits, Registry
-from sluice.server.reload import CONFIG_CHECK_S, Reload
+from sluice.server.reload import CONFIG_CHECK_S, SETTLE_S, Reload, Signature
 from sluice.server.settings import space_settings, store_settings
 from sluice.server.sever import sever, sweep
 from sluice.server.tokens import Tokens
-from sluice.server.users import Role, Users
+from sluice.server.users import Users
 from sluice.server.wiring import Wiring
 from sluice.store.gc import GcSchedule
 from sluice.store.local import LocalStore, Totals
@@ -70,7 +71,9 @@ class Service:
         self.had_upstreams = False
         self._totals = Totals(0, 0, 0)
         self._access: Access | None = None
-        self._listeners: list[Listener] = []
+        self._listeners: dict[str | None, Listener] = {}
+        self._renewing = asyncio.Lock()
+        self._certified: Sequence[Signature] = ()
         self._applications: list[Application] = []
         self._operations: Listener | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -91,7 +94,10 @@ class Service:
         await self.store.start()
         self.users = Users(self.config.data)
         self.space = Space(self.store, space_settings(self.config))
-        await asyncio.to_thread(self.certificates.refresh)
+        self._certified = await asyncio.to_thread(self.certificates.signature)
+        problems = await asyncio.to_thread(self.certificates.refresh)
+        if problems:
+            raise problems[0]
         registry = self.registry = self._registry()
         self.store.events.on_change(registry.changed)
         self.schedule = GcSchedule(self.store, self.config.gc.interval_s, lambda: registry.wiring.mode == "local")
@@ -101,6 +107,7 @@ class Service:
         await self._check_health()  # ready only now: /readyz must not say so before the registry can be reached
         self._run_beside(self._every(HEALTH_CHECK_S, self._check_health))
         self._run_beside(self._every(CONFIG_CHECK_S, self.reload.look))
+        self._run_beside(self._every(CONFIG_CHECK_S, self._look_at_certificates))
         self._run_beside(self._every(CERTIFICATE_CHECK_S, self.renew_certificates))
         self._run_beside(self._every(self.config.limits.header_idle_s / 2, self._sweep_connections))
         self._run_beside(self._every(SWEEP_S, self._sweep_cache))
@@ -137,18 +144,17 @@ class Service:
             self._endpoint("operations", config.operations_listen, None, OPERATIONS_CONNECTIONS), operations
         )
         await self._operations.start()
-        main = Application(registry, sever, lambda: self.readiness)
-        doors = [("registry", config.listen, self.certificates.current, main)]
-        if config.client_listen is not None:
-            certified = Application(
-                registry, sever, lambda: self.readiness, Principal.certificate(Role(config.client_role))
-            )
-            doors.append(("clients", config.client_listen, self.certificates.for_clients(), certified))
-        for name, address, tls, application in doors:
-            self._applications.append(application)
-            listener = Listener(self._endpoint(name, address, tls, config.limits.connections), application)
-            self._listeners.append(listener)
-            await listener.start()
+        await self._open(None, config.listen, Application(registry, sever), operations)
+        for name, door in config.doors.items():
+            assert door.listen is not None
+            await self._open(name, door.listen, Application(registry, sever, certified(name)), operations)
+
+    async def _open(self, door: str | None, address: str, application: Application, health: Operations) -> None:
+        self._applications.append(application)
+        tls, connections = self.certificates.tls(door), self.config.limits.connections
+        endpoint = self._endpoint(door or "registry", address, tls, connections)
+        self._listeners[door] = Listener(endpoint, WithHealth(application, health))
+        await self._listeners[door].start()
 
     def _endpoint(self, name: str, address: str, tls: Tls | None, connections: int) -> Endpoint:
         host, port = split_address(address)
@@ -195,17 +201,25 @@ class Service:
         log.info("the last request and fetch of the %s mode before it have ended", wiring.mode)
 
     async def renew_certificates(self) -> None:
-        """Serve with a new certificate where there is one; a bad one is reported and the old one kept."""
-        try:
-            changed = await asyncio.to_thread(self.certificates.refresh)
-        except (SluiceError, OSError) as error:
-            log.error("the certificate stays as it is: %s", error)
-            return
-        current = self.certificates.current
-        if changed and current is not None:
-            for listener in self._listeners:
-                demanding = listener.endpoint.tls is not None and listener.endpoint.tls.client_ca is not None
-                await listener.renew(self.certificates.for_clients() if demanding else current)
+        """Serve with new certificates and CAs where there are some; a bad one is reported and the old one kept."""
+        async with self._renewing:
+            self._certified = await asyncio.to_thread(self.certificates.signature)
+            for problem in await asyncio.to_thread(self.certificates.refresh):
+                log.error("the certificate stays as it is: %s", problem)
+            wanted = {door: self.certificates.tls(door) for door in self._listeners}
+            await asyncio.gather(
+                *(
+                    self._listeners[door].renew(tls)
+                    for door, tls in wanted.items()
+                    if tls is not None and tls != self._listeners[door].endpoint.tls
+                )
+            )
+
+    async def _look_at_certificates(self) -> None:
+        """Read the given files again where one has changed; what is wrong with it now may be right in a moment."""
+        if await asyncio.to_thread(self.certificates.signature) != self._certified:
+            await asyncio.sleep(SETTLE_S)
+            await self.renew_certificates()
 
     async def _check_health(self) -> None:
         reads = "stopping" if self._stopping else ""
@@ -219,7 +233,7 @@ class Service:
         self.readiness = Readiness(reads, writes)
 
     async def _sweep_connections(self) -> None:
-        ports = {listener.endpoint.port for listener in self._listeners}
+        ports = {listener.endpoint.port for listener in self._listeners.values()}
         busy = {peer for application in self._applications for peer in application.busy}
         cut = await asyncio.to_thread(sweep, ports, busy, self.config.limits.header_idle_s)
         if cut:
@@ -260,7 +274,7 @@ class Service:
         drained = True
         try:
             async with asyncio.timeout(self.config.limits.drain_s):
-                await asyncio.gather(*(listener.stop() for listener in self._listeners))
+                await asyncio.gather(*(listener.stop() for listener in self._listeners.values()))
         except TimeoutError:
             drained = False
             log.warning(
