@@ -20,8 +20,9 @@ import pytest
 
 from integration import layouts
 from integration.callers import BLOB, USERS, ask, basic, with_users
+from integration.runtimes import containerd_before, pull_and_run
 from integration.samples import EMPTY_CONFIG, artifact_of, docker_image, encoded
-from sluice.cli.demo_containerd import Containerd, private_containerd
+from sluice.lab.containerd import Containerd
 from sluice.lab.images import build_image
 from sluice.oci.mediatype import DOCKER_LIST, DOCKER_MANIFEST
 from sluice.testing.client import OCI_INDEX, OCTETS, RegistryClient, digest_of
@@ -141,10 +142,9 @@ def test_skopeo_logs_in(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def containerd(server: SluiceServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
+def containerd(server: SluiceServer) -> Iterator[Containerd]:
     """An unpatched containerd that finds the constant name at this server; nothing of it is left."""
-    with private_containerd(tmp_path_factory.mktemp("containerd") / "log") as running:
-        running.redirect(NAME_IN_CLUSTER, server.url, server.ca)
+    with containerd_before(server, NAME_IN_CLUSTER) as running:
         yield running
 
 
@@ -158,8 +158,8 @@ def test_containerd_pulls_by_tag_and_digest_and_runs(
     copy = ["skopeo", "--insecure-policy", "copy", "--all", "--preserve-digests", "-q", "--dest-cert-dir", certificates]
     run(*copy, f"oci:{tmp_path / 'image'}:v1", f"docker://{name_of(server, repository)}")
     for reference in (":v1", f"@{digest}"):
-        containerd.pull(f"{NAME_IN_CLUSTER}/{repository}{reference}")
-        assert "every byte came out of Sluice" in containerd.run(f"{NAME_IN_CLUSTER}/{repository}{reference}")
+        said = pull_and_run(containerd, f"{NAME_IN_CLUSTER}/{repository}{reference}")
+        assert "every byte came out of Sluice" in said
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from integration.foreign import GUISES, Foreign, foreign_registry
+from integration.runtimes import containerd_before, pull_and_run
 from integration.test_clients import NAME_IN_CLUSTER, name_of, needs, needs_root, run, storage, trusted
-from sluice.cli.demo_containerd import Containerd, private_containerd
 from sluice.lab.images import build_image
 from sluice.testing.client import RegistryClient
 from sluice.testing.server import SluiceServer
@@ -53,27 +53,20 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
             yield Site(foreign, sluice, digest)
 
 
-def pull_and_run(site: Site, log: Path, *images: str) -> None:
+def run_images(site: Site, *images: str) -> None:
     """With a containerd that has nothing: no image, no snapshot."""
-    with private_containerd(log) as containerd:
-        redirect(containerd, site)
+    with containerd_before(site.sluice, NAME_IN_CLUSTER, "docker.io") as containerd:
         for image in images:
-            containerd.pull(image)
-            assert "every byte came out of Sluice" in containerd.run(image)
-
-
-def redirect(containerd: Containerd, site: Site) -> None:
-    for name in (NAME_IN_CLUSTER, "docker.io"):
-        containerd.redirect(name, site.sluice.url, site.sluice.ca)
+            assert "every byte came out of Sluice" in pull_and_run(containerd, image)
 
 
 @needs("podman")
 def test_an_image_lives_through_its_upstream(site: Site, storage: list[str], tmp_path: Path) -> None:
     """Pulled once, it pulls and runs by tag and by digest when the registry is gone, for every client alike."""
     names = [f"{NAME_IN_CLUSTER}/{IMAGE}:v1", f"{NAME_IN_CLUSTER}/{IMAGE}@{site.digest}"]
-    pull_and_run(site, tmp_path / "before.log", *names)
+    run_images(site, *names)
     site.foreign.stop()
-    pull_and_run(site, tmp_path / "after.log", *names)
+    run_images(site, *names)
     certs = trusted(site.sluice, tmp_path / "certificates")
     name = name_of(site.sluice, IMAGE)
     inspected = json.loads(run("skopeo", "inspect", "--cert-dir", certs, f"docker://{name}"))
@@ -92,9 +85,9 @@ def test_an_image_lives_through_its_upstream(site: Site, storage: list[str], tmp
 @pytest.mark.parametrize("site", ["plain"], indirect=True)
 def test_containerd_pulls_another_registry_by_its_own_name(site: Site, tmp_path: Path) -> None:
     """``docker.io/library/demo`` comes through the address that ``hosts.toml`` names, and is kept apart."""
-    pull_and_run(site, tmp_path / "before.log", f"docker.io/{HUB_IMAGE}:v1")
+    run_images(site, f"docker.io/{HUB_IMAGE}:v1")
     site.foreign.stop()
-    pull_and_run(site, tmp_path / "after.log", f"docker.io/{HUB_IMAGE}:v1")
+    run_images(site, f"docker.io/{HUB_IMAGE}:v1")
     certs = trusted(site.sluice, tmp_path / "certificates")
     run("skopeo", "inspect", "--cert-dir", certs, f"docker://127.0.0.1:{site.sluice.port}/docker.io/{HUB_IMAGE}:v1")
     client = RegistryClient(site.sluice)
