@@ -1,0 +1,76 @@
+"""What proves where a layer came from: the runtime's growing file and the replicas' access logs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from integration.runtimes import containerd_before
+
+from lab.isolated import NAME, needs_lab
+from sluice.errors import Unavailable
+from sluice.lab.cri import pull
+from sluice.lab.evidence import Sending, await_received, received, sendings, sent_by_victim
+from sluice.lab.images import Ballast, Destination, build_image, find_busybox, push
+from sluice.testing.server import SluiceServer
+
+SIZE = 64 << 20
+WAIT_S = 20.0
+LOG = """2026-11-25T14:00:00.000Z 200 GET /v2/a/blobs/sha256:{a}?ns=x 100B 1.0ms 10.77.0.101 - "containerd/1.6"
+2026-11-25T14:00:00.001Z 206 GET /v2/b/blobs/sha256:{a} 40B 12.3ms 10.77.0.102 - "containerd/1.6"
+2026-11-25T14:00:00.002Z 200 HEAD /v2/a/blobs/sha256:{a} 0B 1.0ms 10.77.0.101 - "containerd/1.6"
+2026-11-25T14:00:00.003Z 200 GET /v2/a/blobs/sha256:{b} 7B 1.0ms 10.77.0.101 - "containerd/1.6"
+2026-11-25T14:00:00.004Z warning something else happened
+"""
+
+
+def test_the_rest_of_a_blob_tells_what_the_victim_sent() -> None:
+    """Only GETs of the blob count, and only the rest (206) stands for a request that broke off elsewhere."""
+    log = LOG.format(a="a" * 64, b="b" * 64)
+    found = sendings(log, f"sha256:{'a' * 64}")
+    assert [Sending(200, 100, "10.77.0.101"), Sending(206, 40, "10.77.0.102")] == found
+    assert 60 == sent_by_victim(100, found)
+
+
+@needs_lab
+def test_a_layer_is_watched_while_it_comes(tmp_path: Path) -> None:
+    """Nothing at first, something in the middle, all of it at the end; the server's log has it as one answer."""
+    build_image(tmp_path / "layout", find_busybox(), "1", [Ballast(SIZE)])
+    layer = max((tmp_path / "layout/blobs/sha256").iterdir(), key=lambda blob: blob.stat().st_size)
+    digest, size = f"sha256:{layer.name}", layer.stat().st_size
+    assert layer.name == hashlib.sha256(layer.read_bytes()).hexdigest()
+    with SluiceServer(tmp_path / "data") as server, containerd_before(server, NAME) as containerd:
+        push(tmp_path / "layout", "1", Destination(f"127.0.0.1:{server.port}/team/app", server.ca))
+        place = containerd.place
+        assert 0 == received(place, digest)
+        with pytest.raises(Unavailable, match="0 bytes of sha256:"):
+            await_received(place, digest, 1, 0.0)
+        with ThreadPoolExecutor(1) as pool:
+            pulling = pool.submit(pull, place.socket, f"{NAME}/team/app:1")
+            assert 1 <= await_received(place, digest, 1) <= size
+            pulling.result(WAIT_S)
+        assert size == received(place, digest)
+        deadline = time.monotonic() + WAIT_S
+        while not (found := sendings(server.log.read_text(), digest)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert [Sending(200, size, "127.0.0.1")] == found
+
+
+def test_layouts_name_their_ballast(tmp_path: Path) -> None:
+    """A layer of ballast is as long as was asked for and a tar's blocks more, the same each time, another by seed."""
+    program = tmp_path / "busybox"
+    program.write_bytes(b"\x7fELF not really")
+    sizes, digests = [], []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        index = build_image(tmp_path / name, program, "1", [Ballast(1000, seed)])
+        manifests = json.loads((tmp_path / name / "blobs/sha256" / index.removeprefix("sha256:")).read_text())
+        manifest = manifests["manifests"][0]["digest"].removeprefix("sha256:")
+        layer = json.loads((tmp_path / name / "blobs/sha256" / manifest).read_text())["layers"][-1]
+        sizes.append(layer["size"])
+        digests.append(layer["digest"])
+    assert [512 + 1024 + 1024] * 3 == sizes
+    assert (True, False) == (digests[0] == digests[1], digests[0] == digests[2])
