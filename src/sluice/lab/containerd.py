@@ -87,17 +87,12 @@ class Containerd:
     def run(self, image: str, *command: str) -> str:
         """Run a container of an image that is here, in the node's network; returns what it printed."""
         container = f"sluice-{secrets.token_hex(6)}"
-        ctr = self.ctr("run", "--rm", "--net-host", "--snapshotter", snapshotter(self.place.directory))
-        ctr += ["--runc-root", str(self.place.runc), "--fifo-dir", str(self.place.directory / "fifo")]
         try:
-            return run_step([*ctr, image, container, *command])
+            return run_step(run_command(self.place, snapshotter(self.place.directory), container, image, *command))
         except BaseException:
-            subprocess.run(self.ctr("tasks", "rm", "--force", container), capture_output=True, check=False)
+            ended = ctr_command(self.place, "tasks", "rm", "--force", container)
+            subprocess.run(ended, capture_output=True, check=False)
             raise
-
-    def ctr(self, *arguments: str) -> list[str]:
-        """The command that asks this containerd by ``ctr``, in the namespace of the CRI."""
-        return ["ctr", "--address", str(self.place.socket), "--namespace", NAMESPACE, *arguments]
 
     def kill(self) -> None:
         """SIGKILL, as a crash: its containers and what it has on disk stay."""
@@ -141,6 +136,25 @@ class Containerd:
             if told:
                 return " / ".join(told)
         return "without a word"
+
+
+def ctr_command(place: ContainerdPlace, *arguments: str) -> list[str]:
+    """The command that asks a containerd by ``ctr``, in the namespace of the CRI."""
+    return ["ctr", "--address", str(place.socket), "--namespace", NAMESPACE, *arguments]
+
+
+def run_command(
+    place: ContainerdPlace, kind: str, container: str, image: str, *command: str, cgroup: str | None = None
+) -> list[str]:
+    """The command that runs a container in the node's network to its end, and takes it away.
+
+    ``kind`` is the snapshotter that pulls unpack with; ``cgroup`` the control group, else one of containerd's naming.
+    """
+    run = ctr_command(place, "run", "--rm", "--net-host", "--snapshotter", kind)
+    run += ["--runc-root", str(place.runc), "--fifo-dir", str(place.directory / "fifo")]
+    if cgroup is not None:
+        run += ["--cgroup", cgroup]
+    return [*run, image, container, *command]
 
 
 def snapshotter(directory: Path) -> str:
