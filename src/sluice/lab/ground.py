@@ -25,13 +25,15 @@ from typing import IO, Self
 
 from sluice.errors import ConfigInvalid, Unavailable
 from sluice.lab.init import READY, STAY
-from sluice.lab.topology import RUN, Machine
+from sluice.lab.mounts import keeper_of
+from sluice.lab.topology import Machine
 
 DIRECTORY_VARIABLE, PART_VARIABLE = "SLUICELAB_DIRECTORY", "SLUICELAB_PART"
 END_S = 20.0
 """How long the kernel may take to end a laboratory's processes, in seconds."""
 STEP_S = 60.0
 """How long one command inside may take, in seconds."""
+WORDS_BYTES_MAX = 4096
 NEEDED = ("unshare", "nsenter", "setsid", "ip", "bridge", "mount", "containerd", "haproxy", "docker-registry", "skopeo")
 CAP_SYS_ADMIN, CAP_NET_ADMIN = 21, 12
 _CLONE_NEWNET = 0x40000000
@@ -53,18 +55,15 @@ class Ground:
         entry = ["nsenter", f"--target={self.init}", "--pid"]
         if machine is None:
             return [*entry, "--mount", "--net", "--", *command]
-        network, mounts = self.inside(f"/run/netns/{machine.name}"), self.inside(f"{RUN}/.mounts/{machine.name}")
-        return [
-            *entry,
-            f"--net={network}",
-            f"--mount={mounts if machine.is_node else self._own_mounts}",
-            "--",
-            *command,
-        ]
+        mounts = f"={self._mounts_of(machine)}" if machine.is_node else ""
+        return [*entry, f"--net={self.inside(f'/run/netns/{machine.name}')}", f"--mount{mounts}", "--", *command]
 
-    @property
-    def _own_mounts(self) -> str:
-        return f"/proc/{self.init}/ns/mnt"
+    def _mounts_of(self, machine: Machine) -> Path:
+        try:
+            keeper = int(self.inside(keeper_of(machine)).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            raise Unavailable(f"{machine.name} is not there yet, or no longer: see sluice lab status") from None
+        return self.inside(f"/proc/{keeper}/ns/mnt")
 
     def run(self, command: Sequence[str], machine: Machine | None = None, seconds: float = STEP_S) -> str:
         """Run to the end and return its standard output; raises Unavailable with what it said."""
@@ -136,20 +135,22 @@ class Beginning:
             [*command, "--", *program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             start_new_session=True,
             cwd="/",
             env=environment(self._directory),
         )
         try:
-            self.ground = self._made(_stream(self._process.stdout))
+            self.ground = self._made(self._process)
         except BaseException:
             self._end()
             raise
         return self
 
-    def _made(self, said: IO[bytes]) -> Ground:
-        if said.readline() != READY:
-            raise Unavailable("the laboratory's namespaces could not be made: see what unshare said above")
+    def _made(self, process: subprocess.Popen[bytes]) -> Ground:
+        if _stream(process.stdout).readline() != READY:
+            words = _stream(process.stderr).read(WORDS_BYTES_MAX).decode("utf-8", "replace")
+            raise Unavailable(f"the laboratory's namespaces could not be made: {' '.join(words.split())}")
         init = find_init(self._directory)
         if init is None:
             raise Unavailable("the laboratory ended at once: another command ended it")
@@ -161,7 +162,7 @@ class Beginning:
         stdin = _stream(self._process.stdin)
         stdin.write(STAY)
         stdin.close()
-        _stream(self._process.stdout).close()
+        _close_outputs(self._process)
         # It is nobody's child from now on; the variable was the only thing that a destructor would complain about.
         self._process.returncode = 0
         self._process = None
@@ -175,7 +176,12 @@ class Beginning:
             _stream(process.stdin).close()
             end(self._directory)
             process.wait(END_S)
-            _stream(process.stdout).close()
+            _close_outputs(process)
+
+
+def _close_outputs(process: subprocess.Popen[bytes]) -> None:
+    _stream(process.stdout).close()
+    _stream(process.stderr).close()
 
 
 def _stream(stream: IO[bytes] | None) -> IO[bytes]:

@@ -23,7 +23,7 @@ def main() -> None:
     if os.read(sys.stdin.fileno(), len(STAY)) != STAY:
         sys.exit(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (sys.stdin.fileno(), sys.stdout.fileno()):
+    for descriptor in (sys.stdin.fileno(), sys.stdout.fileno(), sys.stderr.fileno()):
         os.dup2(nowhere, descriptor)
     while True:
         signal.pause()

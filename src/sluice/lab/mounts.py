@@ -20,7 +20,7 @@ Command = Sequence[str]
 def ground_commands() -> Iterable[Command]:
     """A ``/run`` of our own first: there ``ip netns``, containerd and runc keep what must not be seen outside."""
     yield ("mount", "-t", "tmpfs", "-o", "mode=0755,size=256m", "sluice-lab", "/run")
-    yield ("mkdir", "-p", f"{RUN}/.mounts", "/run/netns", "/run/lock")
+    yield ("mkdir", "-p", f"{RUN}/.keepers", "/run/netns", "/run/lock")
 
 
 def machine_commands(topology: Topology, machine: Machine, directory: str) -> Iterable[Command]:
@@ -43,11 +43,13 @@ def data_of(machine: Machine) -> str:
 
 
 def node_commands(topology: Topology, machine: Machine, virtual: str, authority: str) -> Iterable[Command]:
-    """A node's own mount namespace, kept by a name, with its ``/etc``. ``authority``: path of the servers' CA."""
-    kept = f"{RUN}/.mounts/{machine.name}"
+    """A node's own mount namespace with its ``/etc``. ``authority``: path of the servers' CA.
+
+    A process that sleeps keeps it, whose number is in ``keeper_of``: a namespace cannot be relied upon to be mounted
+    by a name, since Linux compares numbers that have no order on several processors (6.18, ``mnt_ns_loop``).
+    """
     upper, work = f"{RUN}/.etc/{machine.name}/upper", f"{RUN}/.etc/{machine.name}/work"
     yield ("mkdir", "-p", upper, work)
-    yield ("touch", kept)
     inner = [
         ("mount", "-t", "overlay", "sluice-etc", "-o", f"lowerdir=/etc,upperdir={upper},workdir={work}", "/etc"),
         ("mkdir", "-p", f"/etc/containers/certs.d/{virtual}"),
@@ -57,7 +59,14 @@ def node_commands(topology: Topology, machine: Machine, virtual: str, authority:
     lines = [shlex.join(command) for command in inner]
     lines.append(f"cat {shlex.quote(authority)} >> {CA_BUNDLE}")
     lines.append(f"printf %s {shlex.quote(hosts(topology, machine, virtual))} > /etc/hosts")
-    yield ("unshare", f"--mount={kept}", "--propagation", "private", "sh", "-euc", "\n".join(lines))
+    lines.append("setsid sleep infinity </dev/null >/dev/null 2>&1 &")
+    lines.append(f"echo $! > {keeper_of(machine)}")
+    yield ("unshare", "--mount", "--propagation", "private", "sh", "-euc", "\n".join(lines))
+
+
+def keeper_of(machine: Machine) -> str:
+    """The file with the number of the process that keeps a node's mount namespace, as the laboratory counts."""
+    return f"{RUN}/.keepers/{machine.name}"
 
 
 def hosts(topology: Topology, machine: Machine, virtual: str) -> str:
