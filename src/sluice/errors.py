@@ -270,6 +270,19 @@ class GcRunning(SluiceError):
     status = 409
 
 
+class NodeRefused(SluiceError):
+    """Something stands in the way of changing a node's files; nothing was changed. ``detail`` lists what and where."""
+
+    code = "DENIED"
+    status = 409
+
+
+class NodeHalfway(SluiceError):
+    """A change of a node's files broke off, and could not be taken back either. The next start ends it."""
+
+    status = 500
+
+
 class UpstreamError(SluiceError):
     """The upstream could not be asked, or its answer is no good. Superclass of what follows; never raised itself.
 

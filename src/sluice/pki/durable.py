@@ -23,26 +23,26 @@ DIRECTORY_MODE = 0o700
 
 def write_durably(path: Path, content: bytes, *, mode: int = PRIVATE_MODE) -> None:
     """Replace ``path`` by ``content`` at one instant; it is on disk on return. Raises StorageFull or ConfigInvalid."""
-    with _errors_named(path, "written"), _written_aside(path, content, mode) as aside:
+    with errors_named(path, "written"), _written_aside(path, content, mode) as aside:
         aside.rename(path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
 
 def create_durably(path: Path, content: bytes, *, mode: int = PRIVATE_MODE) -> bool:
     """Like ``write_durably``, but never replaces: False where ``path`` exists already. Raises the same errors."""
-    with _errors_named(path, "written"), _written_aside(path, content, mode) as aside:
+    with errors_named(path, "written"), _written_aside(path, content, mode) as aside:
         try:
             path.hardlink_to(aside)
         except FileExistsError:
             return False
         aside.unlink()
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
         return True
 
 
 def read_bounded(path: Path, bytes_max: int) -> bytes | None:
     """The content, or None where there is no such file. Raises ConfigInvalid when unreadable or over ``bytes_max``."""
-    with _errors_named(path, "read"):
+    with errors_named(path, "read"):
         try:
             with path.open("rb") as file:
                 content = file.read(bytes_max + 1)
@@ -57,7 +57,7 @@ def read_bounded(path: Path, bytes_max: int) -> bytes | None:
 
 def make_directory(path: Path) -> None:
     """Create ``path`` and its missing parents, for the owner alone. Raises StorageFull or ConfigInvalid."""
-    with _errors_named(path, "created"):
+    with errors_named(path, "created"):
         path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
 
 
@@ -76,7 +76,8 @@ def _written_aside(path: Path, content: bytes, mode: int) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """The names in ``directory`` are on disk on return. Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -85,7 +86,8 @@ def _sync_directory(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _errors_named(path: Path, verb: str) -> Iterator[None]:
+def errors_named(path: Path, verb: str) -> Iterator[None]:
+    """Turn what the system refuses about ``path`` into StorageFull or ConfigInvalid, with the remedy."""
     try:
         yield
     except OSError as error:

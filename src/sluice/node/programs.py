@@ -1,0 +1,48 @@
+"""The programs that files of a node belong to, as ``execute`` speaks to them: today HAProxy.
+
+Where static pods run the balancer, the kubelet starts and stops it, and all that is done here is judging its
+configuration if HAProxy is installed beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from sluice.cluster.layout import NodeLayout
+from sluice.node.haproxy import PROGRAM, Balancer, check_config
+
+DRAIN_S = 60.0
+"""How long a balancer that nobody is sent to any more may finish its streams. What is cut then ends by FIN, and a
+runtime goes on at the next host."""
+
+
+class NodePrograms:
+    """Those of one node. ``prefix`` goes before the command that starts one (``ip netns exec NAME``)."""
+
+    def __init__(self, layout: NodeLayout, prefix: Sequence[str] = ()) -> None:
+        self._balancer = Balancer.of(layout, prefix)
+        self._runs = layout.runner == "agent"
+        self._wanted = self._runs and "balancer" in layout.sources
+
+    def check(self, program: str, staged: Path) -> None:
+        """Raises ConfigInvalid with HAProxy's own words."""
+        if self._runs or shutil.which(PROGRAM) is not None:
+            check_config(staged.read_bytes())
+
+    def reload(self, program: str) -> None:
+        """Raises ConfigInvalid where HAProxy does not take it over; it goes on with the one before then."""
+        if self._wanted:
+            self._balancer.ensure()
+
+    def stop(self, program: str) -> None:
+        """Once its streams have ended."""
+        self._balancer.stop(DRAIN_S)
+
+    def settle(self) -> None:
+        """Whatever was done to it meanwhile, have it run where the layout says so, and nowhere else."""
+        if self._wanted:
+            self._balancer.ensure()
+        else:
+            self._balancer.stop(DRAIN_S)
