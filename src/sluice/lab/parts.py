@@ -1,0 +1,141 @@
+"""How each part is started, and how it shows that it is ready.
+
+A part is started by ``Ground.start`` on its machine and goes on by itself; the balancer is the agent's to start, as on
+a real node. Ready means that it answers where its clients ask it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ssl
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sluice.cluster.layout import BALANCER_PORT
+from sluice.errors import Unavailable
+from sluice.lab.containerd import snapshotter
+from sluice.lab.containerd_config import ContainerdPlace, installed_version, render_config
+from sluice.lab.ground import Ground
+from sluice.lab.layouts import node_paths
+from sluice.lab.provision import LAYOUT_NAME, REGISTRY_NAME, SECRETS_NAME
+from sluice.lab.state import LabDirectory
+from sluice.lab.topology import OPERATIONS_PORT, UPSTREAM_PORT, Machine, Part, PartKind, Topology
+from sluice.pki.durable import make_directory
+
+ANSWER_S = 2.0
+"""How long a part may take for one answer while it is waited for, in seconds."""
+PAUSE_IMAGE = "registry.sluice.internal:5001/lab/pause:1"
+SLUICE = (sys.executable, "-m", "sluice")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A command line and what it needs in its environment."""
+
+    command: Sequence[str]
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+def containerd_place(machine: Machine) -> ContainerdPlace:
+    """Where a node's containerd is, as the node sees it."""
+    return ContainerdPlace(Path(f"{machine.home}/containerd"), Path(node_paths(machine).containerd_hosts), PAUSE_IMAGE)
+
+
+def prepare_containerd(directory: LabDirectory, machine: Machine) -> None:
+    """Write its configuration and the directories that it looks in."""
+    outside = directory.machine(machine) / "containerd"
+    make_directory(outside)
+    make_directory(directory.machine(machine) / "certs.d")
+    configuration = render_config(containerd_place(machine), installed_version(), snapshotter(outside))
+    (outside / "config.toml").write_text(configuration, encoding="utf-8")
+
+
+def launch_of(topology: Topology, part: Part) -> Launch | None:
+    """How a part is started; None for one that another starts."""
+    home = part.machine.home
+    match part.kind:
+        case "upstream" if topology.shape.upstream != "bearer":
+            return Launch(("docker-registry", "serve", f"{home}/{REGISTRY_NAME}"))
+        case "upstream" | "replica":
+            return Launch((*SLUICE, "serve", "--config", f"{home}/{REGISTRY_NAME}"))
+        case "containerd":
+            place = containerd_place(part.machine)
+            return Launch(("containerd", "--config", str(place.config)), {"TMPDIR": str(place.directory)})
+        case "agent":
+            documents = ("--layout", f"{home}/{LAYOUT_NAME}", "--secrets", f"{home}/{SECRETS_NAME}")
+            return Launch((*SLUICE, "node", "run", *documents))
+    return None
+
+
+def start_part(ground: Ground, directory: LabDirectory, topology: Topology, part: Part) -> None:
+    """Start it without waiting. Raises Unavailable. Does nothing for a part that another starts."""
+    launch = launch_of(topology, part)
+    if launch is not None:
+        ground.start(part.name, part.machine, launch.command, directory.log(part.name), launch.variables)
+
+
+def is_ready(ground: Ground, part: Part) -> bool:
+    """Whether it answers now."""
+    probes = {
+        "upstream": _upstream_answers,
+        "replica": _replica_answers,
+        "containerd": _containerd_answers,
+        "balancer": _balancer_answers,
+        "agent": _agent_answers,
+    }
+    with contextlib.suppress(OSError, http.client.HTTPException, Unavailable):
+        return probes[part.kind](ground, part.machine)
+    return False
+
+
+WAITED_S: Mapping[PartKind, float] = {"upstream": 30, "replica": 30, "containerd": 30, "balancer": 45, "agent": 45}
+"""How long a part may take to become ready, in seconds."""
+
+
+def ask(ground: Ground, machine: Machine, address: tuple[str, int], path: str, *, tls: bool = False) -> int:
+    """The status of a GET made on a machine; raises OSError or HTTPException. TLS is not verified: it is a probe."""
+    with ground.connect(machine, address, ANSWER_S) as plain:
+        connection = http.client.HTTPConnection(address[0], address[1], timeout=ANSWER_S)
+        connection.sock = _unverified().wrap_socket(plain) if tls else plain
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+
+def _upstream_answers(ground: Ground, machine: Machine) -> bool:
+    return ask(ground, machine, (machine.address, UPSTREAM_PORT), "/v2/", tls=True) in {200, 401}
+
+
+def _replica_answers(ground: Ground, machine: Machine) -> bool:
+    return ask(ground, machine, ("127.0.0.1", OPERATIONS_PORT), "/readyz") == 200
+
+
+def _balancer_answers(ground: Ground, machine: Machine) -> bool:
+    return ask(ground, machine, ("127.0.0.1", BALANCER_PORT), "/v2/") == 200
+
+
+def _containerd_answers(ground: Ground, machine: Machine) -> bool:
+    from sluice.lab.cri import Runtime  # gRPC is loaded by those who ask a runtime, not by all  # noqa: PLC0415
+
+    socket = ground.inside(str(containerd_place(machine).socket))
+    if not socket.exists():
+        return False
+    with Runtime(socket) as runtime:
+        runtime.version()
+    return True
+
+
+def _agent_answers(ground: Ground, machine: Machine) -> bool:
+    return any(ground.inside(node_paths(machine).containerd_hosts).rglob("hosts.toml"))
+
+
+def _unverified() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
