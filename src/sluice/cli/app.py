@@ -9,18 +9,45 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import click
 
 import sluice
-from sluice.cli import cache, content, demo, manual, serve, users
 from sluice.cli.show import OUTPUT, show_record
 from sluice.errors import ConfigInvalid, SluiceError
 
+_PLACES = {
+    "serve": "serve:serve",
+    "user": "users:user",
+    "gc": "content:gc",
+    "fsck": "content:fsck",
+    "tags": "content:tags",
+    "cache": "cache:cache",
+    "config-docs": "manual:config_docs",
+    "demo": "demo:demo",
+    "node": "node:node",
+}
+"""Which module below ``sluice.cli`` holds a command, and its name there."""
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Commands(click.Group):
+    """Imports a command's module when that command is asked for: the agent of a node shall not carry a registry."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted((*super().list_commands(context), *_PLACES))
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _PLACES:
+            return super().get_command(context, name)
+        module, _, attribute = _PLACES[name].partition(":")
+        found = getattr(import_module(f"sluice.cli.{module}"), attribute)
+        assert isinstance(found, click.Command)
+        return found
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def command_line() -> None:
     """A container image registry for clusters: durable, complete to the OCI specification, and fast."""
 
@@ -30,16 +57,6 @@ def command_line() -> None:
 def version(output: str) -> None:
     """Print which Sluice this is."""
     show_record({"version": sluice.__version__}, output, f"sluice {sluice.__version__}")
-
-
-command_line.add_command(serve.serve)
-command_line.add_command(users.user)
-command_line.add_command(content.gc)
-command_line.add_command(content.fsck)
-command_line.add_command(content.tags)
-command_line.add_command(cache.cache)
-command_line.add_command(manual.config_docs)
-command_line.add_command(demo.demo)
 
 
 def main() -> None:

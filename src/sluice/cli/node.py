@@ -1,0 +1,131 @@
+"""``sluice node``: what a node's container runtimes are told, and the agent that keeps it so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sluice.cli.show import OUTPUT, show_record
+from sluice.cluster.documents import load_document
+from sluice.cluster.layout import NodeLayout, NodeSecrets, Paths
+from sluice.node.apply import apply_intent, intend, interrupted, plan_intent, plan_undo, undo
+from sluice.node.diff import render_diff, summarize
+from sluice.node.plan import Plan
+from sluice.node.programs import NodePrograms
+from sluice.node.record import read_layout
+
+FAILED = 1
+LAYOUT = click.option(
+    "--layout",
+    "layout_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    required=True,
+    envvar="SLUICE_NODE_LAYOUT",
+    show_envvar=True,
+    help="The node's layout, as YAML or JSON.",
+)
+SECRETS = click.option(
+    "--secrets",
+    "secrets_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    envvar="SLUICE_NODE_SECRETS",
+    show_envvar=True,
+    help="The node's certificate, key and the upstream's login.",
+)
+STATE = click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    metavar="DIRECTORY",
+    default=Path(Paths().state),
+    show_default=True,
+    help="Where Sluice remembers what it did on this node (paths.state of the layout).",
+)
+FORCE = click.option(
+    "--force", is_flag=True, help="Replace foreign and edited files too; undo brings foreign ones back."
+)
+
+
+@click.group()
+def node() -> None:
+    """Tell this node's container runtimes where images come from, and take it back."""
+
+
+@node.command("plan")
+@LAYOUT
+@SECRETS
+@FORCE
+@OUTPUT
+def show_plan(layout_file: Path, secrets_file: Path | None, force: bool, output: str) -> int:
+    """Print what apply would change, as a diff. Changes nothing; exit code 1 where apply would refuse."""
+    intent = intend(*_documents(layout_file, secrets_file), force=force)
+    plan = plan_intent(intent)
+    _tell_interrupted(intent.state)
+    return _show(plan, output)
+
+
+@node.command("apply")
+@LAYOUT
+@SECRETS
+@FORCE
+@OUTPUT
+def apply_layout(layout_file: Path, secrets_file: Path | None, force: bool, output: str) -> None:
+    """Do what plan prints: all of it or nothing.
+
+    A foreign file in the way, or one of ours that was edited since, is refused with its remedy. What was there before
+    is kept for undo. The balancer is started or reloaded where the layout wants one.
+    """
+    layout, secrets = _documents(layout_file, secrets_file)
+    programs = NodePrograms(layout)
+    plan = apply_intent(intend(layout, secrets, force=force), programs)
+    programs.settle()
+    show_record(_record(plan), output, f"version {layout.version} is applied: {_counted(plan)}")
+
+
+@node.command("undo")
+@STATE
+@click.option("--force", is_flag=True, help="Take back edited files too; the edits are lost.")
+@click.option("--dry-run", is_flag=True, help="Print what would change, and change nothing.")
+@OUTPUT
+def take_back(state: Path, force: bool, dry_run: bool, output: str) -> int:
+    """Restore exactly what was there before Sluice, and stop the balancer."""
+    if dry_run:
+        return _show(plan_undo(state, force=force), output)
+    layout = read_layout(state)
+    programs = () if layout is None else (NodePrograms(layout),)
+    plan = undo(state, *programs, force=force)
+    show_record(_record(plan), output, f"everything is as it was before Sluice: {_counted(plan)}")
+    return 0
+
+
+def _documents(layout_file: Path, secrets_file: Path | None) -> tuple[NodeLayout, NodeSecrets | None]:
+    layout = load_document(NodeLayout, layout_file)
+    return layout, load_document(NodeSecrets, secrets_file) if secrets_file is not None else None
+
+
+def _show(plan: Plan, output: str) -> int:
+    show_record(_record(plan), output, render_diff(plan).rstrip("\n") or "nothing to do")
+    for refusal in plan.refusals:
+        click.echo(f"refused: {refusal}", err=True)
+    return FAILED if plan.refusals else 0
+
+
+def _record(plan: Plan) -> dict[str, object]:
+    return {
+        "operations": [summarize(step) for step in plan.steps],
+        "refusals": [{"path": one.path, "what": one.what, "remedy": one.remedy} for one in plan.refusals],
+        "diff": render_diff(plan),
+    }
+
+
+def _counted(plan: Plan) -> str:
+    written = sum(step.do == "write" for step in plan.steps)
+    removed = sum(step.do == "remove" for step in plan.steps)
+    return f"{written} files written, {removed} removed" if written or removed else "nothing had to change"
+
+
+def _tell_interrupted(state: Path) -> None:
+    if interrupted(state):
+        click.echo("an earlier apply was interrupted; the next one finishes or undoes it first", err=True)
