@@ -27,6 +27,7 @@ _PLACES = {
     "config-docs": "manual:config_docs",
     "demo": "demo:demo",
     "node": "node:node",
+    "lab": "lab:lab",
 }
 """Which module below ``sluice.cli`` holds a command, and its name there."""
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130

@@ -23,6 +23,7 @@ from sluice.lab.layouts import node_paths
 from sluice.lab.provision import LAYOUT_NAME, REGISTRY_NAME, SECRETS_NAME
 from sluice.lab.state import LabDirectory
 from sluice.lab.topology import OPERATIONS_PORT, UPSTREAM_PORT, Machine, Part, PartKind, Topology
+from sluice.node.kubelet import PROGRAM
 from sluice.pki.durable import make_directory
 
 ANSWER_S = 2.0
@@ -51,6 +52,13 @@ def prepare_containerd(directory: LabDirectory, machine: Machine) -> None:
     make_directory(directory.machine(machine) / "certs.d")
     configuration = render_config(containerd_place(machine), installed_version(), snapshotter(outside))
     (outside / "config.toml").write_text(configuration, encoding="utf-8")
+
+
+def install_plugin(directory: LabDirectory, machine: Machine) -> None:
+    """Put the kubelet's credential provider where the layout says that it is."""
+    plugins = directory.machine(machine) / "kubelet" / "plugins"
+    make_directory(plugins)
+    (plugins / PROGRAM).symlink_to(Path(sys.executable).with_name(PROGRAM))
 
 
 def launch_of(topology: Topology, part: Part) -> Launch | None:

@@ -17,13 +17,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from sluice.cluster.layout import NodeLayout
 from sluice.errors import ConfigInvalid, Unavailable
 from sluice.lab.down import remove_cgroups, take_down
 from sluice.lab.ground import Beginning, Ground, find_init, require_means
+from sluice.lab.laboratory import VIRTUAL
 from sluice.lab.mounts import ground_commands, machine_commands, node_commands
 from sluice.lab.network import network_commands
-from sluice.lab.parts import WAITED_S, is_ready, prepare_containerd, start_part
+from sluice.lab.parts import WAITED_S, install_plugin, is_ready, prepare_containerd, start_part
 from sluice.lab.processes import running_parts
 from sluice.lab.provision import SERVERS_CA_NAME, provision
 from sluice.lab.pushes import build_images, push_to_replica, push_to_upstream
@@ -36,7 +36,6 @@ PUSH_S = 60.0
 LOG_LINES = 3
 GROUND, IMAGES = "network", "images"
 """What is made beside the parts, by the names that ``tell`` gives it."""
-VIRTUAL = NodeLayout.model_fields["virtual"].default
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Tell = Callable[[str, str], None]
@@ -97,6 +96,7 @@ class _Raising:
         provision(self.directory, topology)
         for node in topology.nodes:
             prepare_containerd(self.directory, node)
+            install_plugin(self.directory, node)
         machines = str(self.directory.machines)
         ground.run_all(ground_commands())
         ground.run_all(command for one in topology.machines for command in machine_commands(topology, one, machines))

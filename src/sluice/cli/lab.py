@@ -1,0 +1,207 @@
+"""``sluice lab``: a whole cluster of real parts on one machine, in network namespaces; and faults in it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from sluice.cli.show import OUTPUT, show_record, show_rows, size
+
+DIRECTORY = click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    default=Path(".sluice/lab"),
+    show_default=True,
+    help="Where the laboratory's files are.",
+)
+LOG_LINES = 20
+"""How many lines of each part's log are shown where the user does not say."""
+FAULT_NAMES = ("kill", "freeze", "thaw", "cut", "heal", "fill-disk", "corrupt")
+STOPPED_BADLY = 1
+
+# The laboratory is slow to import, and most commands do without: each of these loads what it needs.
+# ruff: noqa: PLC0415
+
+
+@click.group()
+def lab() -> None:
+    """Run a whole cluster on this machine: registry replicas, containerd and HAProxy on every node, an upstream.
+
+    Each node is a network namespace with an address of its own. The machine's own network, mounts and containerd are
+    not touched, and `sluice lab down` leaves nothing. Needs root.
+    """
+
+
+@lab.command()
+@click.option("--control-planes", default=3, show_default=True, help="Nodes with a registry replica.")
+@click.option("--workers", default=2, show_default=True, help="Nodes without one.")
+@click.option(
+    "--mode",
+    type=click.Choice(["Proxy", "Direct", "Local"], case_sensitive=False),
+    default="Proxy",
+    show_default=True,
+    help="Where nodes get their images from.",
+)
+@click.option(
+    "--upstream",
+    type=click.Choice(["anonymous", "basic", "bearer"]),
+    default="anonymous",
+    show_default=True,
+    help="Whom the upstream registry lets in, and how it asks.",
+)
+@click.option("--upstream-path", default="", metavar="PATH", help="Path below which the upstream holds the images.")
+@click.option("--replica-disk-mib", default=2048, show_default=True, help="Size of each replica's disk, in MiB.")
+@DIRECTORY
+@OUTPUT
+def up(
+    control_planes: int,
+    workers: int,
+    mode: str,
+    upstream: str,
+    upstream_path: str,
+    replica_disk_mib: int,
+    **where: Path | str,
+) -> None:
+    """Bring it up; returns when every part answers. Ctrl-C before that takes everything away again."""
+    from sluice.cli.lab_progress import shown_progress
+    from sluice.cluster.documents import validate_document
+    from sluice.lab.topology import LabShape, plan_topology
+    from sluice.lab.up import raise_lab
+
+    wanted = {
+        "control_planes": control_planes,
+        "workers": workers,
+        "mode": mode.lower(),
+        "upstream": upstream,
+        "prefix": upstream_path.strip("/"),
+        "replica_disk_mib": replica_disk_mib,
+    }
+    shape = validate_document(LabShape, wanted, "sluice lab up")
+    directory = Path(where["directory"])
+    with shown_progress(plan_topology(shape)) as progress:
+        raise_lab(directory, shape, progress.tell)
+    record = {"directory": str(directory.absolute()), "mode": shape.mode, "seconds": round(progress.seconds, 2)}
+    at = "" if where["directory"] == Path(".sluice/lab") else f" --directory {directory}"
+    show_record(
+        record,
+        str(where["output"]),
+        f"The laboratory is up after {progress.seconds:.1f} s. Try:\n"
+        f"  sluice lab status{at}\n"
+        f"  sluice lab pull{at} {plan_topology(shape).nodes[-1].name} lab/hello:1\n"
+        f"  sluice lab down{at}",
+    )
+
+
+@lab.command()
+@DIRECTORY
+@OUTPUT
+def status(directory: Path, output: str) -> int:
+    """Show every part: whether it runs and answers, its process and its address. Fails where one does not answer."""
+    from sluice.lab.laboratory import open_laboratory
+
+    found = open_laboratory(directory).status()
+    rows: list[dict[str, object]] = [asdict(one) for one in found]
+    if output == "human":
+        rows = [
+            {**row, "memory": size(one.resident_bytes), "up": f"{one.up_s:.0f} s"}
+            for row, one in zip(rows, found, strict=True)
+        ]
+    show_rows(rows, ("part", "state", "pid", "address", "memory", "up", "note"), output)
+    return 0 if all(one.state == "ready" for one in found) else STOPPED_BADLY
+
+
+@lab.command()
+@click.argument("node")
+@click.argument("image")
+@DIRECTORY
+@OUTPUT
+def pull(node: str, image: str, directory: Path, output: str) -> None:
+    """Pull IMAGE on NODE by containerd's CRI, as the kubelet does. Without a registry it is the virtual address's."""
+    from sluice.lab.laboratory import full_name, open_laboratory
+
+    found = open_laboratory(directory)
+    held = found.pull(found.topology.node(node), image)
+    record = {"node": node, "image": full_name(image), "id": held}
+    show_record(record, output, f"{node} holds {full_name(image)} as {held}")
+
+
+@lab.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@DIRECTORY
+@click.argument("node")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def execute(directory: Path, node: str, command: tuple[str, ...]) -> None:
+    """Run a command on a machine of the laboratory: NODE -- COMMAND …
+
+    There the virtual address leads to the control planes, and the cluster's CA is trusted.
+    """
+    from sluice.lab.ground import environment
+    from sluice.lab.laboratory import open_laboratory
+
+    found = open_laboratory(directory)
+    entered = found.ground.enter(command, found.topology.machine(node))
+    sys.stdout.flush()
+    os.execvpe(entered[0], entered, environment(found.directory.path))
+
+
+@lab.command()
+@click.argument("part", required=False)
+@click.option("--lines", default=LOG_LINES, show_default=True, help="How many lines of each, from the end.")
+@DIRECTORY
+def logs(part: str | None, lines: int, directory: Path) -> None:
+    """Print what a part has said, or each of them."""
+    from sluice.lab.state import LabDirectory
+    from sluice.lab.topology import plan_topology
+
+    place = LabDirectory(directory)
+    topology = plan_topology(place.load().shape)
+    for one in topology.parts if part is None else [topology.part(part)]:
+        log = place.log(one.name)
+        if part is None:
+            click.echo(f"== {one.name} ({log})")
+        said = log.read_text("utf-8", "replace").splitlines() if log.exists() else []
+        click.echo("".join(f"{line}\n" for line in said[-lines:]), nl=False)
+
+
+@lab.command()
+@click.option("--force", is_flag=True, help="Also from under another command, and where the state file is lost.")
+@DIRECTORY
+def down(force: bool, directory: Path) -> None:
+    """Take it away: processes, namespaces, mounts and files, whatever state they are in."""
+    from sluice.lab.down import take_down
+    from sluice.lab.ground import require_means
+    from sluice.lab.state import LabDirectory
+
+    require_means()
+    place = LabDirectory(directory)
+    if force:
+        found = take_down(place)
+    else:
+        place.load()
+        with place.locked():
+            found = take_down(place)
+    click.echo(f"the laboratory in {place.path} is gone" if found else f"nothing was in {place.path}", err=True)
+
+
+@lab.command()
+@click.argument("fault", type=click.Choice(FAULT_NAMES))
+@click.argument("target")
+@DIRECTORY
+@OUTPUT
+def fault(fault: str, target: str, directory: Path, output: str) -> None:
+    """Take TARGET away, or give it back (thaw, heal).
+
+    \b
+    kill, freeze, thaw   a part (cp-1/replica, worker-1/balancer, upstream) or a machine (cp-1: all of its parts)
+    cut                  a machine's link: packets vanish in both directions
+    fill-disk, corrupt   a replica's disk (cp-1): no room; a bit of its largest blob flipped
+    heal                 a part, a machine, or all: started, thawed, linked, with room, and waited for
+    """
+    from sluice.lab.faults import FAULTS
+    from sluice.lab.laboratory import open_laboratory
+
+    done = FAULTS[fault](open_laboratory(directory), target)
+    show_record({"fault": fault, "target": target, "done": done}, output, done)
