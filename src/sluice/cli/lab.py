@@ -9,22 +9,27 @@ from pathlib import Path
 
 import click
 
+from sluice.cli.lab_progress import shown_progress
 from sluice.cli.show import OUTPUT, show_record, show_rows, size
+from sluice.cluster.documents import validate_document
+from sluice.lab.down import take_down
+from sluice.lab.faults import FAULTS
+from sluice.lab.ground import environment, require_means
+from sluice.lab.laboratory import full_name, open_laboratory
+from sluice.lab.state import DEFAULT_DIRECTORY, LabDirectory
+from sluice.lab.topology import LabShape, plan_topology
+from sluice.lab.up import raise_lab
 
 DIRECTORY = click.option(
     "--directory",
     type=click.Path(path_type=Path),
-    default=Path(".sluice/lab"),
+    default=DEFAULT_DIRECTORY,
     show_default=True,
     help="Where the laboratory's files are.",
 )
 LOG_LINES = 20
 """How many lines of each part's log are shown where the user does not say."""
-FAULT_NAMES = ("kill", "freeze", "thaw", "cut", "heal", "fill-disk", "corrupt")
 STOPPED_BADLY = 1
-
-# The laboratory is slow to import, and most commands do without: each of these loads what it needs.
-# ruff: noqa: PLC0415
 
 
 @click.group()
@@ -67,11 +72,6 @@ def up(
     **where: Path | str,
 ) -> None:
     """Bring it up; returns when every part answers. Ctrl-C before that takes everything away again."""
-    from sluice.cli.lab_progress import shown_progress
-    from sluice.cluster.documents import validate_document
-    from sluice.lab.topology import LabShape, plan_topology
-    from sluice.lab.up import raise_lab
-
     wanted = {
         "control_planes": control_planes,
         "workers": workers,
@@ -85,7 +85,7 @@ def up(
     with shown_progress(plan_topology(shape)) as progress:
         raise_lab(directory, shape, progress.tell)
     record = {"directory": str(directory.absolute()), "mode": shape.mode, "seconds": round(progress.seconds, 2)}
-    at = "" if where["directory"] == Path(".sluice/lab") else f" --directory {directory}"
+    at = "" if where["directory"] == DEFAULT_DIRECTORY else f" --directory {directory}"
     show_record(
         record,
         str(where["output"]),
@@ -101,8 +101,6 @@ def up(
 @OUTPUT
 def status(directory: Path, output: str) -> int:
     """Show every part: whether it runs and answers, its process and its address. Fails where one does not answer."""
-    from sluice.lab.laboratory import open_laboratory
-
     found = open_laboratory(directory).status()
     rows: list[dict[str, object]] = [asdict(one) for one in found]
     if output == "human":
@@ -121,8 +119,6 @@ def status(directory: Path, output: str) -> int:
 @OUTPUT
 def pull(node: str, image: str, directory: Path, output: str) -> None:
     """Pull IMAGE on NODE by containerd's CRI, as the kubelet does. Without a registry it is the virtual address's."""
-    from sluice.lab.laboratory import full_name, open_laboratory
-
     found = open_laboratory(directory)
     held = found.pull(found.topology.node(node), image)
     record = {"node": node, "image": full_name(image), "id": held}
@@ -138,13 +134,10 @@ def execute(directory: Path, node: str, command: tuple[str, ...]) -> None:
 
     There the virtual address leads to the control planes, and the cluster's CA is trusted.
     """
-    from sluice.lab.ground import environment
-    from sluice.lab.laboratory import open_laboratory
-
     found = open_laboratory(directory)
     entered = found.ground.enter(command, found.topology.machine(node))
     sys.stdout.flush()
-    os.execvpe(entered[0], entered, environment(found.directory.path))
+    os.execvpe(entered[0], entered, environment(found.directory.path))  # noqa: S606 - the user's own command
 
 
 @lab.command()
@@ -153,9 +146,6 @@ def execute(directory: Path, node: str, command: tuple[str, ...]) -> None:
 @DIRECTORY
 def logs(part: str | None, lines: int, directory: Path) -> None:
     """Print what a part has said, or each of them."""
-    from sluice.lab.state import LabDirectory
-    from sluice.lab.topology import plan_topology
-
     place = LabDirectory(directory)
     topology = plan_topology(place.load().shape)
     for one in topology.parts if part is None else [topology.part(part)]:
@@ -171,10 +161,6 @@ def logs(part: str | None, lines: int, directory: Path) -> None:
 @DIRECTORY
 def down(force: bool, directory: Path) -> None:
     """Take it away: processes, namespaces, mounts and files, whatever state they are in."""
-    from sluice.lab.down import take_down
-    from sluice.lab.ground import require_means
-    from sluice.lab.state import LabDirectory
-
     require_means()
     place = LabDirectory(directory)
     if force:
@@ -187,7 +173,7 @@ def down(force: bool, directory: Path) -> None:
 
 
 @lab.command()
-@click.argument("fault", type=click.Choice(FAULT_NAMES))
+@click.argument("fault", type=click.Choice(list(FAULTS)))
 @click.argument("target")
 @DIRECTORY
 @OUTPUT
@@ -200,8 +186,5 @@ def fault(fault: str, target: str, directory: Path, output: str) -> None:
     fill-disk, corrupt   a replica's disk (cp-1): no room; a bit of its largest blob flipped
     heal                 a part, a machine, or all: started, thawed, linked, with room, and waited for
     """
-    from sluice.lab.faults import FAULTS
-    from sluice.lab.laboratory import open_laboratory
-
     done = FAULTS[fault](open_laboratory(directory), target)
     show_record({"fault": fault, "target": target, "done": done}, output, done)

@@ -30,6 +30,7 @@ def machine_commands(topology: Topology, machine: Machine, directory: str) -> It
     if machine.role == "control-plane":
         yield ("mkdir", "-p", data_of(machine))
         yield ("mount", "-t", "tmpfs", "-o", disk_options(topology), "sluice-replica", data_of(machine))
+        yield ("cp", f"{machine.home}/users/users.json", data_of(machine))
 
 
 def disk_options(topology: Topology) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import bcrypt
 import yaml
 
 from sluice.cluster.documents import dump_document
@@ -24,10 +25,16 @@ from sluice.lab.topology import OPERATIONS_PORT, PUBLIC_PORT, UPSTREAM_PORT, Mac
 from sluice.pki.authority import Authority, open_authority
 from sluice.pki.durable import PUBLIC_MODE, make_directory, write_durably
 from sluice.pki.leaf import ALWAYS_NAMED, issue_client, issue_server, parse_names
+from sluice.server.users import Role, Users
 
 UPSTREAM_USER = "puller"
+PUSHER = "pusher"
+"""Who may write to replicas at their public door; everybody may read there."""
 LAYOUT_NAME, SECRETS_NAME, REGISTRY_NAME = "layout.json", "secrets.json", "registry.yaml"
 PASSWORD_NAME, USERS_NAME, UPSTREAM_CA_NAME = "upstream-password", "htpasswd", "upstream-ca.crt"
+PUSHER_NAME = "pusher-password"
+HASH_COST = 4
+"""Of passwords that nobody guesses: the fewest rounds there are, since each is checked again and again."""
 NODES_CA_NAME, SERVERS_CA_NAME = "nodes-ca.crt", "servers-ca.crt"
 RESERVE_BYTES = 16 << 20
 """What a replica never fills of its disk; small, since the disk is."""
@@ -62,6 +69,7 @@ def provision(directory: LabDirectory, topology: Topology) -> None:
     _provision_upstream(directory.machine(topology.upstream), topology, authorities, login, now)
     for machine in topology.control_planes:
         _provision_replica(directory.machine(machine), machine, topology, authorities, now)
+        _provision_users(directory.machine(machine))
     for machine in topology.nodes:
         home = directory.machine(machine)
         client = issue_client(authorities.nodes, machine.name, now)
@@ -74,6 +82,11 @@ def provision(directory: LabDirectory, topology: Topology) -> None:
         shutil.copyfile(authorities.servers.path, home / SERVERS_CA_NAME)
         if login is not None:
             write_durably(home / PASSWORD_NAME, f"{login.password}\n".encode())
+
+
+def read_pusher(directory: LabDirectory, machine: Machine) -> Login:
+    """Who may push to a replica."""
+    return Login(user=PUSHER, password=(directory.machine(machine) / PUSHER_NAME).read_text(encoding="utf-8").strip())
 
 
 def read_login(directory: LabDirectory, topology: Topology) -> Login | None:
@@ -93,10 +106,8 @@ def _provision_upstream(
     if login is not None:
         write_durably(home / PASSWORD_NAME, f"{login.password}\n".encode())
     if topology.shape.upstream == "bearer":
-        from sluice.server.users import Role, Users  # slow to import, and only this kind has it  # noqa: PLC0415
-
         assert login is not None
-        Users(home / "data").add(login.user, login.password, Role.WRITE)
+        Users(home / "data", cost=HASH_COST).add(login.user, login.password, Role.WRITE)
         _write_registry(
             home,
             RegistryConfig.model_validate(
@@ -115,6 +126,14 @@ def _provision_upstream(
             write_durably(home / USERS_NAME, _htpasswd(login))
 
 
+def _provision_users(home: Path) -> None:
+    """The replica's users, which are copied to its disk as soon as it has one."""
+    password = secrets.token_urlsafe(18)
+    make_directory(home / "users")
+    Users(home / "users", cost=HASH_COST).add(PUSHER, password, Role.WRITE)
+    write_durably(home / PUSHER_NAME, f"{password}\n".encode())
+
+
 def _provision_replica(
     home: Path, machine: Machine, topology: Topology, authorities: Authorities, now: datetime
 ) -> None:
@@ -128,6 +147,7 @@ def _provision_replica(
         "nodes": {"listen": f"{machine.address}:{REPLICA_PORT}", "ca": f"{machine.home}/{NODES_CA_NAME}"},
         "operations_listen": f"127.0.0.1:{OPERATIONS_PORT}",
         "tls": _tls(machine),
+        "access": {"anonymous_pull": True},
         "storage": {"reserve_bytes": RESERVE_BYTES},
     }
     if topology.shape.mode != "local":
@@ -170,7 +190,4 @@ def _distribution(machine: Machine, login: Login | None) -> dict[str, object]:
 
 
 def _htpasswd(login: Login) -> bytes:
-    import bcrypt  # noqa: PLC0415 - only an upstream with htpasswd needs it
-
-    # Four rounds are the fewest: docker-registry checks the password on every single request.
-    return f"{login.user}:{bcrypt.hashpw(login.password.encode(), bcrypt.gensalt(4)).decode()}\n".encode()
+    return f"{login.user}:{bcrypt.hashpw(login.password.encode(), bcrypt.gensalt(HASH_COST)).decode()}\n".encode()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sluice.lab.ground import Ground
 from sluice.lab.images import Ballast, Destination, build_image, build_pause, find_busybox, push
 from sluice.lab.parts import PAUSE_IMAGE
-from sluice.lab.provision import read_login
+from sluice.lab.provision import read_login, read_pusher
 from sluice.lab.state import LabDirectory
 from sluice.lab.topology import PUBLIC_PORT, UPSTREAM_PORT, Machine, Topology
 
@@ -61,10 +61,13 @@ def push_to_upstream(ground: Ground, directory: LabDirectory, topology: Topology
 
 def push_to_replica(ground: Ground, directory: LabDirectory, machine: Machine) -> None:
     """Give a replica all images, through its public door. Raises Unavailable."""
+    login = read_pusher(directory, machine)
     for image in IMAGES:
         to = Destination(
             f"{machine.address}:{PUBLIC_PORT}/{image.repository}",
             directory.pki / "servers" / "ca.crt",
+            login.user,
+            login.password,
             prefix=tuple(ground.enter((), machine)),
         )
         push(directory.images / image.folder, image.tag, to)
