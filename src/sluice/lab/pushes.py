@@ -5,6 +5,7 @@ The upstream has them in every mode. In Local mode each replica is given them, t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sluice.lab.ground import Ground
@@ -43,12 +44,22 @@ def build_images(directory: LabDirectory) -> None:
     build_image(directory.images / HELLO.folder, busybox, HELLO.tag, [Ballast(HELLO_BALLAST)])
 
 
-def push_to_upstream(ground: Ground, directory: LabDirectory, topology: Topology) -> None:
-    """Give the upstream all images. Raises Unavailable."""
+def push_image(ground: Ground, directory: LabDirectory, topology: Topology, image: LabImage) -> None:
+    """Give an image, whose layout is in the laboratory's directory, to whom the mode takes images from."""
+    push_to_upstream(ground, directory, topology, (image,))
+    if topology.shape.mode == "local":
+        for machine in topology.control_planes:
+            push_to_replica(ground, directory, machine, (image,))
+
+
+def push_to_upstream(
+    ground: Ground, directory: LabDirectory, topology: Topology, images: Iterable[LabImage] = IMAGES
+) -> None:
+    """Give the upstream images. Raises Unavailable."""
     prefix = f"{topology.shape.prefix}/" if topology.shape.prefix else ""
     authority = f"{topology.upstream.address}:{UPSTREAM_PORT}"
     login = read_login(directory, topology)
-    for image in IMAGES:
+    for image in images:
         to = Destination(
             f"{authority}/{prefix}{image.repository}",
             directory.pki / "upstream" / "ca.crt",
@@ -59,10 +70,12 @@ def push_to_upstream(ground: Ground, directory: LabDirectory, topology: Topology
         push(directory.images / image.folder, image.tag, to)
 
 
-def push_to_replica(ground: Ground, directory: LabDirectory, machine: Machine) -> None:
-    """Give a replica all images, through its public door. Raises Unavailable."""
+def push_to_replica(
+    ground: Ground, directory: LabDirectory, machine: Machine, images: Iterable[LabImage] = IMAGES
+) -> None:
+    """Give a replica images, through its public door. Raises Unavailable."""
     login = read_pusher(directory, machine)
-    for image in IMAGES:
+    for image in images:
         to = Destination(
             f"{machine.address}:{PUBLIC_PORT}/{image.repository}",
             directory.pki / "servers" / "ca.crt",
