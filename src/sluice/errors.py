@@ -49,6 +49,13 @@ class DataDirectoryTooNew(SluiceError):
     status = 503
 
 
+class RotationUnsafe(SluiceError):
+    """A step of an authority's rotation would make somebody be refused; the message names who, and what to do first."""
+
+    code = "ROTATION_UNSAFE"
+    status = 409
+
+
 class StoreDamaged(SluiceError):
     """Held content turned out missing or wrong on disk. The reader gets an error, never other bytes."""
 

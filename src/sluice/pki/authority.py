@@ -45,8 +45,14 @@ def open_authority(directory: Path, stem: str, common_name: str, now: datetime) 
     """
     make_directory(directory)
     crt, pem_key = directory / f"{stem}.crt", directory / f"{stem}.key"
+    return load_authority(directory, stem, now) or _make(crt, pem_key, common_name, now)
+
+
+def load_authority(directory: Path, stem: str, now: datetime) -> Authority | None:
+    """The authority that is there, None where it has no certificate; makes nothing. Raises as ``open_authority``."""
+    crt, pem_key = directory / f"{stem}.crt", directory / f"{stem}.key"
     if (pem := read_bounded(crt, PEM_BYTES_MAX)) is None:
-        return _make(crt, pem_key, common_name, now)
+        return None
     certificate, key = _parse_certificate(crt, pem), _load_key(pem_key)
     if key is None or key.public_key() != certificate.public_key():
         state = "missing" if key is None else "not the key of the certificate"

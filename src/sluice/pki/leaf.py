@@ -53,16 +53,18 @@ def server_names(listen_host: str, others: Iterable[str], extra: Iterable[str] =
     return tuple(dict.fromkeys((*ALWAYS_NAMED, *found, *extra)))
 
 
-def parse_names(names: Sequence[str]) -> tuple[GeneralName, ...]:
-    """Subject alternative names from host names and IP addresses; raises ConfigInvalid (field ``tls.names``)."""
+def parse_names(names: Sequence[str], field: str = "tls.names") -> tuple[GeneralName, ...]:
+    """Subject alternative names from host names and IP addresses; raises ConfigInvalid, which names ``field``."""
     if not 1 <= len(names) <= NAMES_MAX:
-        raise ConfigInvalid(f"tls.names has {len(names)} entries; give 1 to {NAMES_MAX}")
-    return tuple(dict.fromkeys(_parse_name(name) for name in names))
+        raise ConfigInvalid(f"{field} has {len(names)} entries; give 1 to {NAMES_MAX}")
+    return tuple(dict.fromkeys(_parse_name(name, field) for name in names))
 
 
-def issue_server(authority: Authority, names: Sequence[GeneralName], now: datetime) -> Leaf:
+def issue_server(
+    authority: Authority, names: Sequence[GeneralName], now: datetime, common_name: str = "sluice registry"
+) -> Leaf:
     """A new key and certificate for a TLS server (``now`` is UTC and aware)."""
-    return _issue(authority, "sluice registry", names, ExtendedKeyUsageOID.SERVER_AUTH, now)
+    return _issue(authority, common_name, names, ExtendedKeyUsageOID.SERVER_AUTH, now)
 
 
 def issue_client(authority: Authority, name: str, now: datetime) -> Leaf:
@@ -75,15 +77,31 @@ def issue_client(authority: Authority, name: str, now: datetime) -> Leaf:
 
 
 def is_due(certificate: x509.Certificate, authority: Authority, names: Sequence[GeneralName], now: datetime) -> bool:
-    """Whether to issue anew: nearly over, other names, or signed by another authority."""
+    """Whether to issue anew: nearly over, other names (a client's has none), or signed by another authority."""
     if now >= renew_at(certificate) or now < certificate.not_valid_before_utc:
         return True
     try:
-        carried = set(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-        certificate.verify_directly_issued_by(authority.certificate)
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound, x509.DuplicateExtension):
+        return names_in(certificate) != set(names) or not is_signed_by(certificate, authority.certificate)
+    except (ValueError, x509.DuplicateExtension):
         return True
-    return carried != set(names)
+
+
+def names_in(certificate: x509.Certificate) -> set[GeneralName]:
+    """The subject alternative names; raises ValueError or DuplicateExtension where they cannot be read."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return set()
+    return {name for name in found if isinstance(name, x509.DNSName | x509.IPAddress)}
+
+
+def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether the authority's name and key are those that the certificate was signed with."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def renew_at(certificate: x509.Certificate) -> datetime:
@@ -119,20 +137,20 @@ def _issue(
     return Leaf(certificate_pem(certificate) + certificate_pem(issuer), key_pem(key), not_after)
 
 
-def _parse_name(name: str) -> GeneralName:
+def _parse_name(name: str, field: str) -> GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         pass
     host = name.lower()
     if len(host) > _HOSTNAME_LENGTH_MAX or _HOSTNAME.fullmatch(host) is None:
-        raise ConfigInvalid(f"tls.names has {name[:300]!r}; give host names or IP addresses, without scheme and port")
+        raise ConfigInvalid(f"{field} has {name[:300]!r}; give host names or IP addresses, without scheme and port")
     return x509.DNSName(host)
 
 
 def _is_usable(name: str) -> bool:
     try:
-        parsed = _parse_name(name)
+        parsed = _parse_name(name, "")
     except ConfigInvalid:
         return False
     return isinstance(parsed, x509.DNSName) or not parsed.value.is_unspecified
