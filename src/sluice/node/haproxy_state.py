@@ -20,7 +20,8 @@ class ReplicaState:
     """A replica as this node's balancer sees it.
 
     ``name`` and ``address`` are the layout's. ``since`` is when it became so, in seconds since the epoch. ``reason`` is
-    what the last check found, in a sentence for people. ``streams`` are the requests that it answers now.
+    what the last check found, in a sentence for people. ``streams`` are the requests that it answers now, ``sent`` the
+    bytes that have come from it since the balancer was started or reloaded.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ReplicaState:
     since: float
     reason: str
     streams: int
+    sent: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,4 +75,5 @@ def _replica(row: dict[str, str], now: float) -> ReplicaState:
         since=now - int(row["lastchg"] or 0),
         reason=f"{what}: {found}" if found else what,
         streams=int(row["scur"] or 0),
+        sent=int(row["bout"] or 0),
     )
