@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from pathlib import Path
+from threading import Event
+from types import FrameType
 
 import click
 
-from sluice.cli.show import OUTPUT, show_record
+from sluice.cli.show import OUTPUT, show_record, show_rows, when
 from sluice.cluster.documents import load_document
 from sluice.cluster.layout import NodeLayout, NodeSecrets, Paths
-from sluice.node.apply import apply_intent, intend, interrupted, plan_intent, plan_undo, undo
+from sluice.node.agent import Agent, Place
+from sluice.node.apply import apply_intent, intend, interrupted, plan_intent, plan_undo, refuse, undo
+from sluice.node.containerd import restart_containerd
 from sluice.node.diff import render_diff, summarize
 from sluice.node.plan import Plan
+from sluice.node.prepare import intend_preparation, prepare
 from sluice.node.programs import NodePrograms
 from sluice.node.record import read_layout
+from sluice.node.status import current_status, describe
 
 FAILED = 1
 LAYOUT = click.option(
@@ -98,6 +106,87 @@ def take_back(state: Path, force: bool, dry_run: bool, output: str) -> int:
     plan = undo(state, *programs, force=force)
     show_record(_record(plan), output, f"everything is as it was before Sluice: {_counted(plan)}")
     return 0
+
+
+@node.command("prepare")
+@LAYOUT
+@click.option("--dry-run", is_flag=True, help="Print what would change, and change nothing.")
+@click.option("--restart", is_flag=True, help="Restart containerd afterwards (systemctl restart containerd).")
+@OUTPUT
+def prepare_containerd(layout_file: Path, dry_run: bool, restart: bool, output: str) -> None:
+    """Set containerd's config_path by a drop-in file, so that it reads what apply writes. Needed once.
+
+    The diff is printed first, and containerd itself judges the outcome. It reads the file at its next start.
+    """
+    layout = load_document(NodeLayout, layout_file)
+    intent = intend_preparation(layout)
+    plan = plan_intent(intent)
+    refuse(plan.refusals)
+    click.echo(render_diff(plan), err=True, nl=False)
+    if not plan.steps:
+        show_record(_record(plan), output, "containerd is prepared already")
+        return
+    if dry_run:
+        show_record(_record(plan), output, "nothing was changed; containerd would have to restart once")
+        return
+    prepare(layout, intent)
+    if restart:
+        restart_containerd()
+    done = "containerd is prepared and was restarted"
+    wait = "containerd is prepared; it has to restart once: systemctl restart containerd (containers run on)"
+    show_record({**_record(plan), "restarted": restart}, output, done if restart else wait)
+
+
+@node.command("status")
+@STATE
+@OUTPUT
+def show_status(state: Path, output: str) -> None:
+    """Print what this node is told and how it is: version, mode, health, findings, replicas and since when."""
+    status = current_status(state, time.time())
+    if output == "json":
+        show_record(status.model_dump(mode="json"), output, "")
+        return
+    for line in describe(status, time.time()):
+        click.echo(line)
+    if status.replicas:
+        click.echo()
+        rows = [
+            {"replica": one.name, "address": one.address, "state": "up" if one.up else "DOWN"}
+            | {"since": when(one.since), "why": one.reason}
+            for one in status.replicas
+        ]
+        show_rows(rows, ("replica", "address", "state", "since", "why"), output)
+
+
+@node.command("run")
+@click.option(
+    "--layout",
+    "layout_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    required=True,
+    envvar="SLUICE_NODE_LAYOUT",
+    show_envvar=True,
+    help="The node's layout. May come later: until then, the last good one holds.",
+)
+@SECRETS
+@click.option("--state", type=click.Path(path_type=Path), metavar="DIRECTORY", help="paths.state of the layout.")
+def run_agent(layout_file: Path, secrets_file: Path | None, state: Path | None) -> None:
+    """Follow the layout: apply each version, keep the balancer running, write down how things are.
+
+    A layout that cannot be applied changes nothing. SIGHUP looks at everything at once; SIGTERM ends the agent, and
+    the balancer runs on.
+    """
+    agent = Agent(Place(layout_file, secrets_file, state), say=lambda line: click.echo(line, err=True))
+    stop, again, wake = Event(), Event(), Event()
+
+    def noticed(number: int, frame: FrameType | None) -> None:
+        (again if number == signal.SIGHUP else stop).set()
+        wake.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, noticed)
+    agent.run(stop, again, wake)
 
 
 def _documents(layout_file: Path, secrets_file: Path | None) -> tuple[NodeLayout, NodeSecrets | None]:

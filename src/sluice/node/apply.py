@@ -26,6 +26,7 @@ from sluice.node.found import FileState, look, nearest_directory, read_state
 from sluice.node.obstacles import Refusal
 from sluice.node.plan import DIRECTORY_MODE, STATE, Plan, Situation, make_plan, make_undo, watched
 from sluice.node.record import (
+    AGENT_LOCK,
     JOURNAL,
     LAYOUT,
     OWN_DIRECTORIES,
@@ -41,7 +42,7 @@ from sluice.node.record import (
     read_journal,
     read_record,
 )
-from sluice.pki.durable import errors_named, sync_directory
+from sluice.pki.durable import errors_named, sync_directory, write_durably
 
 NO_PROGRAMS = NoPrograms()
 
@@ -100,7 +101,7 @@ def undo(state: Path, programs: Programs = NO_PROGRAMS, *, force: bool = False) 
     """Everything as it was before Sluice. Raises NodeRefused where a file was edited since, with nothing changed."""
     if not state.is_dir():
         return Plan((), (), Record())
-    with locked(state):
+    with locked(state), agent_locked(state):
         recover(state, programs)
         plan = plan_undo(state, force=force)
         refuse(plan.refusals)
@@ -125,6 +126,26 @@ def refuse(refusals: tuple[Refusal, ...]) -> None:
             "nothing was changed: " + "; ".join(map(str, refusals)),
             detail=[{"path": one.path, "what": one.what, "remedy": one.remedy} for one in refusals],
         )
+
+
+def adopt_state(state: Path) -> None:
+    """Make the directory of our memory before there is an apply, and remember that it is ours."""
+    with locked(state) as made:
+        if made:
+            write_durably(state / RECORD, encode(Record(directories=dict.fromkeys(made, DIRECTORY_MODE))))
+
+
+@contextlib.contextmanager
+def agent_locked(state: Path) -> Iterator[None]:
+    """One agent for a node, and no undo under it. Raises NodeRefused where there is one already."""
+    with (state / AGENT_LOCK).open("ab") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NodeRefused(
+                f"nothing was changed: an agent (sluice node run) keeps this node, from {state}: stop it first"
+            ) from None
+        yield
 
 
 @contextlib.contextmanager
@@ -156,7 +177,7 @@ def _make_state(state: Path) -> list[str]:
 
 
 def _kept_record(intent: Intent, plan: Plan, made: list[str]) -> Iterator[Step]:
-    if not made and not any(intent.state.iterdir()):
+    if not made and not plan.record.directories and not any(intent.state.iterdir()):
         made = [str(intent.state)]  # an earlier start got no further than to make it
     directories = {**dict.fromkeys(made, DIRECTORY_MODE), **plan.record.directories}
     record = plan.record.model_copy(update={"directories": directories})

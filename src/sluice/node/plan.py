@@ -90,7 +90,8 @@ def make_plan(given: Situation) -> Plan:
     directories = [Step(do="make", path=path, group=MAKE, mode=mode) for path, mode in made.items()]
     steps = _sorted((*directories, *draft.steps, *_unmake(given.record, gone)))
     refusals = tuple(find_obstacles(obstacles, given.hosts))
-    record = Record(files=draft.entries, directories=ours, accepted=accepted(obstacles, given.hosts))
+    left = accepted(obstacles, given.hosts) if given.part == "node" else given.record.accepted
+    record = Record(files=draft.entries, directories=ours, accepted=left)
     return Plan(steps, refusals, record, min(draft.due, default=None))
 
 

@@ -19,12 +19,15 @@ runtime goes on at the next host."""
 
 
 class NodePrograms:
-    """Those of one node. ``prefix`` goes before the command that starts one (``ip netns exec NAME``)."""
+    """Those of one node. ``prefix`` goes before the command that starts one (``ip netns exec NAME``).
+
+    ``runs_balancer``: the layout has one, and nobody else starts it.
+    """
 
     def __init__(self, layout: NodeLayout, prefix: Sequence[str] = ()) -> None:
         self._balancer = Balancer.of(layout, prefix)
         self._runs = layout.runner == "agent"
-        self._wanted = self._runs and "balancer" in layout.sources
+        self.runs_balancer = self._runs and "balancer" in layout.sources
 
     def check(self, program: str, staged: Path) -> None:
         """Raises ConfigInvalid with HAProxy's own words."""
@@ -33,7 +36,7 @@ class NodePrograms:
 
     def reload(self, program: str) -> None:
         """Raises ConfigInvalid where HAProxy does not take it over; it goes on with the one before then."""
-        if self._wanted:
+        if self.runs_balancer:
             self._balancer.ensure()
 
     def stop(self, program: str) -> None:
@@ -42,7 +45,7 @@ class NodePrograms:
 
     def settle(self) -> None:
         """Whatever was done to it meanwhile, have it run where the layout says so, and nowhere else."""
-        if self._wanted:
+        if self.runs_balancer:
             self._balancer.ensure()
         else:
             self._balancer.stop(DRAIN_S)

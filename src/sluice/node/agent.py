@@ -1,0 +1,228 @@
+"""The agent of a node: follows its layout, keeps files and balancer as it says, and says how things are.
+
+``sluice node run``. One thread that sleeps; the layout's file is looked at once a second (and on SIGHUP), the balancer
+every few seconds, the files on disk every few minutes. What cannot be applied changes nothing: the last good state
+stands and the status says why. The last good layout is on disk, so a node starts without anybody to ask. Nothing that
+serves images depends on the agent: HAProxy runs on when it ends or dies.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+from sluice.cluster.documents import dump_document, load_document
+from sluice.cluster.layout import NodeLayout, NodeSecrets, Paths
+from sluice.cluster.status import Finding, NodeStatus
+from sluice.errors import ConfigInvalid, NodeRefused, SluiceError
+from sluice.node.apply import adopt_state, agent_locked, apply_intent, intend
+from sluice.node.containerd import read_containerd
+from sluice.node.haproxy import Balancer
+from sluice.node.haproxy_state import BalancerState
+from sluice.node.preflight import check_containerd
+from sluice.node.programs import NodePrograms
+from sluice.node.record import STATUS, read_layout, read_secrets
+from sluice.node.status import describe_replicas
+from sluice.pki.durable import PUBLIC_MODE, write_durably
+
+POLL_S = 1.0
+BALANCER_S = 3.0
+AGAIN_S = 30.0
+"""After what failed, and while there are findings."""
+RESCAN_S = 300.0
+HEARTBEAT_S = 60.0
+
+Stamp = tuple[int, int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an agent looks. ``state``: of the layout's paths where None. ``prefix`` goes before HAProxy's command."""
+
+    layout: Path
+    secrets: Path | None = None
+    state: Path | None = None
+    prefix: Sequence[str] = ()
+
+
+class Agent:
+    """Of one node. ``say`` takes a line for people; all times come from ``clock``, in seconds of the epoch."""
+
+    def __init__(self, place: Place, say: Callable[[str], None], clock: Callable[[], float] = time.time) -> None:
+        self._place = place
+        self._say = say
+        self._clock = clock
+        self._state = place.state or _state_of(place.layout)
+        self._stamps: tuple[Stamp, ...] = ()
+        self._containerd: Stamp = None
+        self._applied: NodeLayout | None = None
+        self._wanted: int | None = None
+        self._errors: dict[str, str] = {}
+        self._refusals: tuple[Finding, ...] = ()
+        self._preflight: tuple[Finding, ...] = ()
+        self._follow_at = self._look_at = self._balancer_at = self._beat_at = 0.0
+        self._balancer: BalancerState | None = None
+        self._status: NodeStatus | None = None
+
+    def run(self, stop: Event, again: Event, wake: Event) -> None:
+        """Until ``stop``. ``again``: look at everything now. Both come with ``wake``. Raises NodeRefused where another
+        agent runs."""
+        adopt_state(self._state)
+        with agent_locked(self._state):
+            self._applied = read_layout(self._state)
+            while not stop.is_set():
+                self.tick(everything=again.is_set())
+                again.clear()
+                wake.wait(POLL_S)
+                wake.clear()
+            self._write(self._clock(), running=False)
+
+    def tick(self, *, everything: bool = False) -> None:
+        """Whatever is due. Never raises for what the node or its documents are like."""
+        now = self._clock()
+        stamps = tuple(_stamp(path) for path in (self._place.layout, self._place.secrets) if path is not None)
+        if everything or stamps != self._stamps or now >= self._follow_at:
+            self._stamps = stamps
+            self._follow_at = now + AGAIN_S
+            self._guard("layout", self._follow, now)
+        containerd = _stamp(Path(self._applied.paths.containerd_config)) if self._applied is not None else None
+        if everything or containerd != self._containerd or now >= self._look_at:
+            self._containerd = containerd
+            self._guard("containerd", self._examine, now)
+        if now >= self._balancer_at:
+            self._balancer_at = now + BALANCER_S
+            self._guard("balancer", self._keep_balancer, now)
+        self._write(now, running=True)
+
+    def _guard(self, part: str, work: Callable[[float], str | None], now: float) -> None:
+        """Do it; what it returns or raises is what is wrong with ``part``, until the next time."""
+        try:
+            problem = work(now)
+        except SluiceError as error:
+            problem = error.message
+        except OSError as error:
+            problem = str(error)
+        if problem is None:
+            if self._errors.pop(part, None) is not None:
+                self._say(f"{part}: all is well again")
+        elif self._errors.get(part) != problem:
+            self._errors[part] = problem
+            self._say(f"{part}: {problem}")
+
+    def _follow(self, now: float) -> str | None:
+        layout, secrets, problem = self._documents()
+        self._refusals = ()
+        if layout is None:
+            return problem
+        if layout.paths.state != str(self._state):
+            return f"paths.state is {layout.paths.state}, and this agent keeps {self._state}: start it anew"
+        try:
+            plan = apply_intent(intend(layout, secrets), NodePrograms(layout, self._place.prefix))
+        except NodeRefused as refused:
+            self._refusals = _refusals(refused)
+            raise
+        if plan.steps or self._applied is None or self._applied.version != layout.version:
+            self._say(f"version {layout.version} is applied, mode {layout.mode}")
+        self._applied = layout
+        self._follow_at = min(now + RESCAN_S, plan.due_at or now + RESCAN_S)
+        self._look_at = self._balancer_at = 0.0
+        return problem
+
+    def _documents(self) -> tuple[NodeLayout | None, NodeSecrets | None, str | None]:
+        """What is to be applied, or the last good where that cannot be read, and why it is not what was asked for."""
+        problem: str | None = None
+        layout, secrets = None, None
+        try:
+            layout = load_document(NodeLayout, self._place.layout)
+            self._wanted = layout.version
+            secrets = None if self._place.secrets is None else load_document(NodeSecrets, self._place.secrets)
+        except ConfigInvalid as error:
+            problem = error.message
+            layout = read_layout(self._state)
+        return layout, secrets or read_secrets(self._state), problem
+
+    def _examine(self, now: float) -> str | None:
+        """Look at containerd: whether it takes what is written for it."""
+        self._preflight = ()
+        if self._applied is not None and "containerd" in self._applied.runtimes and self._applied.mode != "unmanaged":
+            facts = read_containerd(Path(self._applied.paths.containerd_config))
+            self._preflight = check_containerd(self._applied, facts)
+        self._look_at = now + (AGAIN_S if self._preflight else RESCAN_S)
+        return None
+
+    def _keep_balancer(self, now: float) -> str | None:
+        layout = self._applied
+        self._balancer = None
+        if layout is None:
+            return None
+        programs = NodePrograms(layout, self._place.prefix)
+        if not programs.runs_balancer:
+            self._balancer_at = now + RESCAN_S
+            programs.settle()
+            return None
+        balancer = Balancer.of(layout, self._place.prefix)
+        self._balancer = balancer.state()
+        if not self._balancer.running:
+            programs.settle()
+            self._say("the balancer was started")
+            self._balancer = balancer.state()
+        return None
+
+    def _write(self, now: float, *, running: bool) -> None:
+        status = self._described(now, running=running)
+        before = self._status
+        if before is not None and now < self._beat_at and status.model_copy(update={"time": before.time}) == before:
+            return
+        self._status, self._beat_at = status, now + HEARTBEAT_S
+        try:
+            write_durably(self._state / STATUS, dump_document(status), mode=PUBLIC_MODE)
+        except SluiceError as error:  # a full disk, for one: the node goes on all the same
+            self._say(error.message)
+
+    def _described(self, now: float, *, running: bool) -> NodeStatus:
+        layout, before = self._applied, self._status
+        findings = (*self._refusals, *self._preflight)
+        replicas = (
+            () if self._balancer is None else describe_replicas(self._balancer, before.replicas if before else ())
+        )
+        served = self._balancer is None or (self._balancer.running and any(one.up for one in replicas))
+        healthy = layout is not None and not self._errors and served and not any(one.blocking for one in findings)
+        return NodeStatus(
+            node=layout.node if layout is not None else None,
+            mode=layout.mode if layout is not None else None,
+            version=layout.version if layout is not None else None,
+            wanted=self._wanted,
+            healthy=healthy,
+            since=before.since if before is not None and before.healthy == healthy else now,
+            error="; ".join(self._errors.values()) or None,
+            findings=findings,
+            balancer=None if self._balancer is None else self._balancer.running,
+            replicas=replicas,
+            agent=os.getpid() if running else None,
+            time=now,
+        )
+
+
+def _refusals(refused: NodeRefused) -> tuple[Finding, ...]:
+    listed = refused.detail if isinstance(refused.detail, list) else []
+    return tuple(Finding(what=one["what"], where=one["path"], remedy=one["remedy"], blocking=True) for one in listed)
+
+
+def _state_of(layout: Path) -> Path:
+    """What the layout says, or the usual place where it cannot be read."""
+    try:
+        return Path(load_document(NodeLayout, layout).paths.state)
+    except ConfigInvalid:
+        return Path(Paths().state)
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_mtime_ns, facts.st_ino, facts.st_size

@@ -1,0 +1,94 @@
+"""Can this node's containerd do what a layout wants? What stands in the way, each with where and how to go on. PURE.
+
+The agent and ``plan`` show the findings; ``prepare`` repairs what it can. Facts: containerd ``docs/hosts.md`` and
+``docs/cri/registry.md``. Foreign files for hosts that Sluice serves are a plan's refusals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sluice.cluster.layout import NodeLayout
+from sluice.cluster.status import Finding
+from sluice.node.containerd import ContainerdFacts, Table, images_plugin, registry_table
+
+KNOWN_FIRST, KNOWN_LAST = (1, 6), (2, 3)
+_PREPARE = "run sluice node prepare, which sets it"
+
+
+def check_containerd(layout: NodeLayout, facts: ContainerdFacts) -> tuple[Finding, ...]:
+    """All findings; none where containerd is not among the runtimes or nothing is managed."""
+    if layout.mode == "unmanaged" or "containerd" not in layout.runtimes:
+        return ()
+    return tuple(_findings(layout, facts))
+
+
+def _findings(layout: NodeLayout, facts: ContainerdFacts) -> Iterator[Finding]:
+    where = layout.paths.containerd_config
+    yield from _version(facts)
+    if facts.problem is not None:
+        yield Finding(what=f"is not usable ({facts.problem})", where=where, remedy="repair it", blocking=True)
+        return
+    table = registry_table(facts.config)
+    yield from _config_path(layout, table)
+    yield from _legacy(where, facts.config, table)
+    if facts.stale:
+        remedy = "restart containerd once; running containers stay"
+        yield Finding(what="was changed since containerd started", where=where, remedy=remedy, blocking=True)
+
+
+def _version(facts: ContainerdFacts) -> Iterator[Finding]:
+    if facts.version is None:
+        yield Finding(
+            what="is not installed, or does not tell its version",
+            where="containerd",
+            remedy="install it, or leave it out of the layout's runtimes",
+            blocking=not facts.asked and not facts.config,
+        )
+    elif not KNOWN_FIRST <= facts.version[:2] <= KNOWN_LAST:
+        numbers = ".".join(map(str, facts.version))
+        known = f"{'.'.join(map(str, KNOWN_FIRST))} to {'.'.join(map(str, KNOWN_LAST))}"
+        yield Finding(what=f"is version {numbers}", where="containerd", remedy=f"use one that is known: {known}")
+
+
+def _config_path(layout: NodeLayout, table: Table) -> Iterator[Finding]:
+    where, meant = layout.paths.containerd_config, layout.paths.containerd_hosts
+    found = str(table.get("config_path") or "")
+    if found.rstrip("/") == meant:
+        return
+    if not found:
+        yield Finding(what="does not set config_path", where=where, remedy=_PREPARE, blocking=True)
+    elif ":" in found:
+        yield Finding(
+            what=f"sets config_path to several directories ({found}), of which containerd's pulls take none",
+            where=where,
+            remedy=_PREPARE,
+            blocking=True,
+        )
+    else:
+        yield Finding(
+            what=f"sets config_path to {found}, and the layout writes to {meant}",
+            where=where,
+            remedy="set paths.containerd_hosts of the layout to it, or run sluice node prepare, which changes it",
+            blocking=True,
+        )
+
+
+def _legacy(where: str, config: Table, table: Table) -> Iterator[Finding]:
+    """With ``config_path`` and one of these tables, containerd's CRI plugin refuses to load."""
+    plugin = images_plugin(config)
+    place = f'plugins."{plugin}".registry'
+    if table.get("mirrors"):
+        names = ", ".join(sorted(table["mirrors"]))
+        remedy = "remove it: list these registries in the layout, or give each a hosts.toml"
+        yield Finding(what=f"has {place}.mirrors for {names}", where=where, remedy=remedy, blocking=True)
+    tls = [name for name, one in sorted(table.get("configs", {}).items()) if isinstance(one, dict) and one.get("tls")]
+    if tls:
+        remedy = "move it into a hosts.toml (ca, client, skip_verify), and remove it"
+        yield Finding(
+            what=f"has {place}.configs with tls for {', '.join(tls)}", where=where, remedy=remedy, blocking=True
+        )
+    disabled = set(config.get("disabled_plugins", ())) & {"cri", plugin, "io.containerd.grpc.v1.cri"}
+    if disabled:
+        what = f"disables the plugin {', '.join(sorted(disabled))}, by which a kubelet pulls"
+        yield Finding(what=what, where=where, remedy="take it out of disabled_plugins", blocking=True)
