@@ -217,7 +217,8 @@ class Destination:
 
 def push(layout: Path, tag: str, to: Destination) -> None:
     """Copy the image ``tag`` of a layout, every platform of it, to a registry. Raises Unavailable."""
-    with tempfile.TemporaryDirectory(prefix="sluice-push-") as scratch:
+    # Beside the layout, so that nothing is left elsewhere when we are killed.
+    with tempfile.TemporaryDirectory(prefix="sluice-push-", dir=layout.parent) as scratch:
         copy = [*to.prefix, "skopeo", "--insecure-policy", "copy", "--quiet", "--all", "--preserve-digests"]
         if to.ca is None:
             copy += ["--dest-tls-verify=false"]
