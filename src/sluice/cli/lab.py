@@ -135,7 +135,11 @@ def execute(directory: Path, node: str, command: tuple[str, ...]) -> None:
     There the virtual address leads to the control planes, and the cluster's CA is trusted.
     """
     found = open_laboratory(directory)
-    entered = found.ground.enter(command, found.topology.machine(node))
+    # After NODE click takes everything as it stands, also the -- that people put before a command.
+    given = command[1:] if command[0] == "--" else command
+    if not given:
+        raise click.UsageError("the command is missing: NODE -- COMMAND …")
+    entered = found.ground.enter(given, found.topology.machine(node))
     sys.stdout.flush()
     os.execvpe(entered[0], entered, environment(found.directory.path))  # noqa: S606 - the user's own command
 

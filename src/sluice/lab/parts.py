@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sluice.cluster.documents import load_document
 from sluice.cluster.layout import BALANCER_PORT
-from sluice.errors import Unavailable
+from sluice.cluster.status import NodeStatus
+from sluice.errors import ConfigInvalid, Unavailable
 from sluice.lab.containerd import snapshotter
 from sluice.lab.containerd_config import ContainerdPlace, installed_version, render_config
 from sluice.lab.ground import Ground
@@ -24,6 +26,7 @@ from sluice.lab.provision import LAYOUT_NAME, REGISTRY_NAME, SECRETS_NAME
 from sluice.lab.state import LabDirectory
 from sluice.lab.topology import OPERATIONS_PORT, UPSTREAM_PORT, Machine, Part, PartKind, Topology
 from sluice.node.kubelet import PROGRAM
+from sluice.node.record import STATUS
 from sluice.pki.durable import make_directory
 
 ANSWER_S = 2.0
@@ -94,7 +97,7 @@ def is_ready(ground: Ground, part: Part) -> bool:
         "balancer": _balancer_answers,
         "agent": _agent_answers,
     }
-    with contextlib.suppress(OSError, http.client.HTTPException, Unavailable):
+    with contextlib.suppress(OSError, http.client.HTTPException, Unavailable, ConfigInvalid):
         return probes[part.kind](ground, part.machine)
     return False
 
@@ -139,7 +142,12 @@ def _containerd_answers(ground: Ground, machine: Machine) -> bool:
 
 
 def _agent_answers(ground: Ground, machine: Machine) -> bool:
-    return any(ground.inside(node_paths(machine).containerd_hosts).rglob("hosts.toml"))
+    written = ground.inside(node_paths(machine).state) / STATUS
+    if not written.exists():
+        return False
+    status = load_document(NodeStatus, written)
+    blocked = any(finding.blocking for finding in status.findings)
+    return status.version is not None and status.version == status.wanted and status.error is None and not blocked
 
 
 def _unverified() -> ssl.SSLContext:
