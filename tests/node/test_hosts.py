@@ -34,7 +34,7 @@ def urls_of(layout: NodeLayout, registry: str) -> list[str]:
 
 def test_a_file_in_full() -> None:
     """Keys of ``server`` before any table, quoted URLs, a table for each host, no key about TLS on the balancer's."""
-    layout = node_layout(replicas=[{"name": "m1", "host": "2001:db8::1"}], registries=[])
+    layout = node_layout(replicas=[{"name": "m1", "host": "10.0.0.11"}], registries=[])
     certificate, key = client_paths(layout, node_secrets())
     ca = f"/var/lib/sluice/node/ca/{hashlib.sha256(CA.encode()).hexdigest()}.crt"
     text = f'''# {NOTICE}
@@ -50,7 +50,7 @@ capabilities = [
     "resolve",
 ]
 
-[host."https://[2001:db8::1]:5003"]
+[host."https://10.0.0.11:5003"]
 capabilities = [
     "pull",
     "resolve",
@@ -103,7 +103,6 @@ def test_hosts_stand_in_the_order_of_the_sources(sources: list[str], urls: list[
         ("up.example", Host("https://up.example", ca_path(node_layout(), CA), dial_timeout="2s")),
         ("up.example:443", Host("https://up.example", ca_path(node_layout(), CA), dial_timeout="2s")),
         ("up.example:5000", Host("https://up.example:5000", ca_path(node_layout(), CA), dial_timeout="2s")),
-        ("https://[2001:db8::2]", Host("https://[2001:db8::2]", ca_path(node_layout(), CA), dial_timeout="2s")),
         ("http://up.example", Host("http://up.example", dial_timeout="2s")),
         ("http://up.example/a", Host("http://up.example/v2/a", override_path=True, dial_timeout="2s")),
         ("docker.io", Host("https://registry-1.docker.io", ca_path(node_layout(), CA), dial_timeout="2s")),
@@ -143,6 +142,15 @@ def test_a_registry_with_its_fallback_alone() -> None:
     """It is listed as a host too: a file with ``server`` alone is refused by versions before 1.7.32."""
     layout = node_layout(sources=["upstream"], upstream=PREFIXED, registries=[{"name": "quay.io", "fallback": True}])
     assert ["https://quay.io", "https://quay.io"] == urls_of(layout, "quay.io")
+
+
+def test_an_ipv6_address_has_no_table() -> None:
+    """Versions 1.x would refuse the whole file: the first such host is the last resort, others have the balancer."""
+    six = [{"name": f"m{at}", "host": f"2001:db8::{at}"} for at in (1, 2)]
+    layout = node_layout(replicas=[*six, {"name": "m3", "host": "10.0.0.11"}])
+    assert [BALANCER, FIRST, "https://[2001:db8::1]:5003"] == urls_of(layout, layout.virtual)
+    fallen = node_layout(replicas=six, registries=[{"name": "quay.io", "fallback": True}])
+    assert [BALANCER, "https://quay.io"] == urls_of(fallen, "quay.io")
 
 
 def test_where_containerd_looks() -> None:
@@ -189,7 +197,8 @@ def check_hosts(layout: NodeLayout, held: NodeSecrets, name: str, file: HostsFil
     """Nothing but the sources is asked, ``server`` included, and none of it wrongly."""
     mirrored = next((one for one in layout.registries if one.name == name), None)
     fallback = mirrored is not None and mirrored.fallback
-    assert file.server in file.hosts or fallback
+    assert file.server in file.hosts or fallback or "[" in file.server.url
+    assert not any("]" in host.url for host in file.hosts)
     assert len(file.hosts) == len({host.url for host in file.hosts})
     for host in (*file.hosts, file.server):
         if host.url.startswith("http://"):

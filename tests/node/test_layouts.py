@@ -95,6 +95,14 @@ def test_secrets_come_back_from_their_document(held: NodeSecrets) -> None:
             {"registries": [{"name": "a.example", "remote": {"address": "10.0.0.12:5003"}}]},
             "registries.0.remote.address is a replica's",
         ),
+        (
+            {"sources": ["replicas"], "replicas": [{"name": "a", "host": "2001:db8::1"}]},
+            "sources have no host that containerd can be told of",
+        ),
+        (
+            {"sources": ["upstream"], "upstream": {"address": "a_b.example"}, "registries": [], "runtimes": ["podman"]},
+            "sources have no host that podman can be told of",
+        ),
     ],
 )
 def test_what_cannot_work_together_is_refused(changes: dict[str, object], complaint: str) -> None:

@@ -21,6 +21,7 @@ from sluice.cluster.values import (
     RegistryName,
     Secret,
     VirtualAddress,
+    can_name,
     is_pair,
 )
 from sluice.config.remote import place_of
@@ -179,6 +180,7 @@ class NodeLayout(Section):
             raise conflict("upstream", "is missing, and sources name it: write its address")
         self._check_registries()
         self._check_loops()
+        self._check_runtimes()
         if self.runner == "static-pods" and "balancer" in self.sources and self.balancer_image is None:
             raise conflict("balancer_image", "is missing: static pods need the balancer's image")
 
@@ -199,6 +201,21 @@ class NodeLayout(Section):
         for key, remote in remotes.items():
             if remote is not None and (remote.parsed.host, remote.parsed.port) in own:
                 raise conflict(f"{key}.address", "is a replica's or the balancer's own: write where the registry is")
+
+    def _check_runtimes(self) -> None:
+        """Some hosts cannot stand in a runtime's files; the balancer reaches every one."""
+        if "balancer" in self.sources:
+            return
+        for runtime in self.runtimes:
+            replicas = "replicas" in self.sources and any(can_name(runtime, one.host) for one in self.replicas)
+            for remote, fallback in ((self.upstream, False), *((one.remote, one.fallback) for one in self.registries)):
+                upstream = remote if "upstream" in self.sources else None
+                if not (replicas or fallback or (upstream and can_name(runtime, upstream.parsed.host))):
+                    raise conflict(
+                        "sources",
+                        f"have no host that {runtime} can be told of (no IPv6 address"
+                        f"{'' if runtime == 'containerd' else ', no name with _'}): add the balancer",
+                    )
 
 
 class Login(Section):

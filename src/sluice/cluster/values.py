@@ -26,6 +26,8 @@ PEM_LENGTH_MAX = 256 << 10
 CERTIFICATES_MAX = 64
 
 _LABELS = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.ASCII)
+# What containers/image takes for a registry's host (docker/reference): no IPv6 address, no underscore.
+_IMAGE_HOST = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.ASCII)
 _PATH = re.compile(r"(/[A-Za-z0-9._@+-]+)+", re.ASCII)
 _IMAGE = re.compile(r"[a-z0-9]([A-Za-z0-9._/:@-]{0,510}[A-Za-z0-9])?", re.ASCII)
 
@@ -58,6 +60,15 @@ def read_virtual(value: object) -> str:
     if _LABELS.fullmatch(host) is None or host.rpartition(".")[2].isdigit():
         raise ValueError("has no DNS name in lower case: write for example registry.sluice.internal:5001")
     return text
+
+
+def can_name(runtime: str, host: str) -> bool:
+    """Whether this runtime's files can have ``host`` (IPv6 without brackets) in a list of mirrors.
+
+    The TOML parser of containerd 1.x ends a table's name at the first bracket, even a quoted one, and the whole file
+    with it; CRI-O and podman take an image's reference, which cannot begin with such a host.
+    """
+    return ":" not in host if runtime == "containerd" else _IMAGE_HOST.fullmatch(host) is not None
 
 
 def read_path(value: object) -> str:

@@ -21,13 +21,15 @@ import base64
 import json
 from dataclasses import dataclass
 
-from sluice.cluster.layout import MirroredRegistry, NodeLayout, NodeSecrets, Remote
-from sluice.config.remote import place_of
+from sluice.cluster.layout import MirroredRegistry, NodeLayout, NodeSecrets, Remote, Replica
+from sluice.cluster.values import can_name
+from sluice.config.remote import DOCKER_HUB, place_of
 from sluice.errors import ConfigInvalid
 from sluice.node.files import PRIVATE_MODE, Files, FileSpec
 from sluice.node.serialize import dump_toml
 
 RUNTIMES = frozenset({"cri-o", "podman"})
+DOCKER_HUB_ALIASES = frozenset({"index.docker.io"})  # read as docker.io by containers/image, and refused when written
 AUTH_NAME = "containers-auth.json"
 
 
@@ -91,15 +93,33 @@ def _locations(layout: NodeLayout, registry: MirroredRegistry | None) -> list[_L
             case "balancer":
                 found.append(_Location(f"127.0.0.1:{layout.balancer.port}{path}", insecure=True))
             case "replicas":
-                found += [_Location(f"{one.authority}{path}") for one in layout.replicas]
-            case "upstream" if remote is not None:
+                found += [_Location(f"{one.authority}{path}") for one in _replicas(layout)]
+            case "upstream" if remote is not None and _named(remote.parsed.host):
                 found.append(_Location(_location(remote), remote.parsed.scheme == "http"))
     return found
 
 
+def _named(host: str) -> bool:
+    return can_name("podman", host)
+
+
+def _replicas(layout: NodeLayout) -> list[Replica]:
+    """Those that can be written down: one location that cannot, and none of the registry's is asked."""
+    return [one for one in layout.replicas if _named(one.host)]
+
+
 def _location(remote: Remote) -> str:
+    prefix = remote.parsed.prefix
+    return f"{_authority(remote)}/{prefix}" if prefix else _authority(remote)
+
+
+def _authority(remote: Remote) -> str:
+    """A host without dot or port would be read as the first part of a path below Docker Hub."""
     address = remote.parsed
-    return f"{address.authority}/{address.prefix}" if address.prefix else address.authority
+    if address.host in DOCKER_HUB_ALIASES:
+        return DOCKER_HUB
+    named = "." in address.authority or ":" in address.authority
+    return address.authority if named else f"{address.host}:{address.port}"
 
 
 def _real(registry: MirroredRegistry) -> _Location:
@@ -113,11 +133,11 @@ def _authorities(layout: NodeLayout) -> Files:
     """A CA file for each host: one, since old versions forget all but the last of a directory."""
     trusted: dict[str, dict[str, None]] = {}
     if "replicas" in layout.sources and layout.authorities is not None:
-        for replica in layout.replicas:
+        for replica in _replicas(layout):
             trusted.setdefault(replica.authority, {})[layout.authorities] = None
     for remote in _remotes(layout):
         if remote.authorities is not None and remote.parsed.scheme == "https":
-            trusted.setdefault(remote.parsed.authority, {})[remote.authorities] = None
+            trusted.setdefault(_authority(remote), {})[remote.authorities] = None
     return {
         f"{_certs(layout, authority)}/ca.crt": FileSpec("".join(found).encode(), early=True)
         for authority, found in trusted.items()
@@ -131,7 +151,7 @@ def _remotes(layout: NodeLayout) -> list[Remote]:
     for one in layout.registries:
         if one.remote is not None and (used or (one.fallback and one.remote.parsed.authority == one.name)):
             found.append(one.remote)
-    return [one for one in found if one is not None]
+    return [one for one in found if one is not None and _named(one.parsed.host)]
 
 
 def _identities(layout: NodeLayout, secrets: NodeSecrets | None) -> Files:
@@ -141,7 +161,7 @@ def _identities(layout: NodeLayout, secrets: NodeSecrets | None) -> Files:
             "name the file with certificate and key"
         )
     files: dict[str, FileSpec] = {}
-    for replica in layout.replicas:
+    for replica in _replicas(layout):
         directory = _certs(layout, replica.authority)
         files[f"{directory}/client.cert"] = FileSpec(secrets.certificate.encode(), PRIVATE_MODE, early=True)
         files[f"{directory}/client.key"] = FileSpec(secrets.key.encode(), PRIVATE_MODE, early=True)

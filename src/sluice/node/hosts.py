@@ -6,6 +6,8 @@ certificate, the upstream itself. Facts of containerd 1.6 to 2.3 that the format
 - The file is read anew for each pull, and one that cannot be read means "go to the real registry". So every file has a
   ``[host]`` table (without one, versions up to 1.7.31 refuse the file), and no key that any of the versions refuses.
 - ``server`` is always asked last and left out means the real registry: here it is the first host again.
+- The TOML parser of 1.x takes the first ``]`` for the end of a table's name, even in quotes, and refuses the file. So
+  an IPv6 address has no table; the first one is ``server``, and the balancer reaches them all.
 - A CA file that is missing fails every pull of that registry. So their names are made from their content, they are
   written before the files that name them, and a file in use never changes.
 - Keys about TLS on an ``http`` host make later versions try HTTPS first.
@@ -96,6 +98,7 @@ class _Hosts:
     def __init__(self, layout: NodeLayout, secrets: NodeSecrets | None, files: dict[str, FileSpec]) -> None:
         self._layout = layout
         self._files = files
+        self._authorities: dict[str, str] = {}  # by path; some are only those of hosts that have no table
         self._balancer = Host(f"http://127.0.0.1:{layout.balancer.port}")
         self._replicas = self._all_replicas(secrets) if "replicas" in layout.sources else ()
 
@@ -111,9 +114,14 @@ class _Hosts:
                     hosts += self._replicas
                 case "upstream" if remote is not None:
                     hosts.append(self._remote(remote))
+        tables = [host for host in hosts if "[" not in host.url]
         real = self._real(registry) if registry is not None and registry.fallback else None
-        server = real or hosts[0]
-        return HostsFile(server, tuple(hosts) or (server,))
+        server = real or next((host for host in hosts if host not in tables), hosts[0])
+        file = HostsFile(server, tuple(tables) or (server,))
+        for host in (*file.hosts, file.server):
+            if host.ca is not None:
+                self._files[host.ca] = FileSpec(self._authorities[host.ca].encode(), early=True)
+        return file
 
     def _all_replicas(self, secrets: NodeSecrets | None) -> tuple[Host, ...]:
         if secrets is None:
@@ -151,7 +159,7 @@ class _Hosts:
         if certificates is None:
             return None
         path = ca_path(self._layout, certificates)
-        self._files[path] = FileSpec(certificates.encode(), early=True)
+        self._authorities[path] = certificates
         return path
 
 
