@@ -40,8 +40,8 @@ class Replica:
     def __init__(self, name: str, root: Path, *flags: str) -> None:
         self.name = name
         self.nodes_port = free_port()
-        listen = ("--client-listen", f"127.0.0.1:{self.nodes_port}", "--client-ca", str(root / "pki" / "client-ca.crt"))
-        self.server = SluiceServer(root / name, *listen, "--client-role", "read", *flags)
+        listen = ("--nodes-listen", f"127.0.0.1:{self.nodes_port}", "--nodes-ca", str(root / "pki" / "client-ca.crt"))
+        self.server = SluiceServer(root / name, *listen, *flags)
 
     def push(self, repository: str, blob: bytes) -> str:
         """A blob; its digest."""

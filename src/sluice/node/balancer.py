@@ -132,6 +132,7 @@ def _global(layout: NodeLayout) -> tuple[Directive, ...]:
         ("nbthread", str(THREADS)),
         ("hard-stop-after", f"{DRAIN_S}s"),
         ("stats", "socket", f"unix@{ADMIN_SOCKET}", "mode", "600", "level", "admin", "expose-fd", "listeners"),
+        ("noreuseport",),  # or it would share a port with whoever else has it; a reload hands the sockets over
         ("server-state-file", STATE_FILE),
         ("log", "ring@events", "local0", "notice"),
         ("ssl-default-server-options", "ssl-min-ver", "TLSv1.2"),

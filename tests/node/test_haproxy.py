@@ -1,0 +1,144 @@
+"""HAProxy as a process: it outlives its starter, refuses what is bad and goes on with what was good."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from node.balanced import NAMES, Balanced, balanced, wait_until
+from sluice.errors import ConfigInvalid
+from sluice.node.balancer import render_balancer
+from sluice.node.haproxy import Balancer
+from sluice.node.haproxy_state import BalancerState
+
+START = """
+import sys
+from pathlib import Path
+from sluice.node.haproxy import Balancer
+print(Balancer(Path(sys.argv[1]), Path(sys.argv[2])).ensure())
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
+    with balanced(tmp_path_factory.mktemp("balanced")) as scene:
+        yield scene
+
+
+@pytest.fixture
+def scene(whole: Balanced) -> Balanced:
+    whole.apply(whole.layout())
+    whole.wait_for(master_1=True, master_2=True, master_3=True)
+    return whole
+
+
+def answers(scene: Balanced) -> int:
+    with scene.get("/v2/") as body:
+        return body.status
+
+
+def test_same_configuration_changes_nothing(scene: Balanced) -> None:
+    """Asked again with the same file, nothing is started, reloaded or forgotten; another object finds it again."""
+    before = scene.balancer.state()
+    again = Balancer(scene.balancer.config, scene.balancer.directory)
+    assert again.ensure() == "unchanged"
+    assert (before.pid, before.config) == (again.state().pid, again.state().config)
+
+
+def test_outlives_who_started_it(scene: Balanced) -> None:
+    """Started by a process that ends, it runs on, and its master is nobody's child."""
+    scene.balancer.stop()
+    assert scene.balancer.state() == BalancerState(None, None)
+    where = [str(scene.balancer.config), str(scene.balancer.directory)]
+    done = subprocess.run([sys.executable, "-c", START, *where], capture_output=True, text=True, check=True)
+    assert done.stdout == "started\n"
+    scene.wait_for(master_1=True)
+    assert answers(scene) == 200
+    pid = scene.balancer.state().pid
+    assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] != str(os.getpid())
+
+
+def test_bad_configuration_is_refused(scene: Balanced) -> None:
+    """What HAProxy refuses is not loaded; what ran runs on, and is what a new start takes."""
+    before = scene.balancer.state()
+    good = scene.balancer.config.read_bytes()
+    scene.balancer.config.write_bytes(good.replace(b"mode http", b"mode htp").replace(b"nodes", b"knots"))
+    for restart in (False, True):
+        if restart:
+            scene.balancer.stop()
+        scene.balancer.config.write_bytes(_renamed(good).replace(b"mode http", b"mode htp"))
+        with pytest.raises(ConfigInvalid, match="unknown proxy mode 'htp'"):
+            scene.balancer.ensure()
+        assert before.config == scene.balancer.state().config
+        assert answers(scene) == 200
+
+
+def _renamed(content: bytes) -> bytes:
+    """Another digest in it, as any other configuration would have."""
+    before = content.partition(b"description ")[2].split()[0]
+    return content.replace(before, b"0123456789abcdef")
+
+
+def test_port_that_is_taken(scene: Balanced) -> None:
+    """A configuration that HAProxy cannot run on is given up, with a guess at the reason; the one before serves on."""
+    before = scene.balancer.state()
+    taken = scene.replicas["master-1"].nodes_port
+    with pytest.raises(ConfigInvalid, match="is the port taken"):
+        scene.apply(scene.layout(balancer={"port": taken, "metrics_port": scene.metrics_port}))
+    assert before.config == scene.balancer.state().config
+    assert answers(scene) == 200
+    assert scene.apply(scene.layout()) == "unchanged"
+
+
+def test_killed_and_started_again(scene: Balanced) -> None:
+    """After a SIGKILL of the master nothing is left over, and the next call starts it on the same port."""
+    before = scene.balancer.state().pid
+    assert before is not None
+    os.kill(before, 9)
+    wait_until(lambda: not scene.balancer.state().running, "the worker ends with its master")
+    assert scene.balancer.ensure() == "started"
+    assert answers(scene) == 200
+    assert scene.balancer.state().pid != before
+
+
+def test_replica_of_another_authority(scene: Balanced) -> None:
+    """A replica that no trusted CA vouches for is down, and the state says why; the others serve."""
+    trusted = "".join(scene.replicas[name].server.ca.read_text() for name in NAMES[1:])
+    scene.apply(scene.layout(authorities=trusted))
+    scene.wait_for(master_1=False, master_2=True, master_3=True)
+    assert "SSL" in scene.seen()["master-1"].reason
+    assert answers(scene) == 200
+
+
+def test_replica_by_another_name(scene: Balanced) -> None:
+    """A certificate of the right CA for another name is not enough."""
+    scene.apply(scene.layout(virtual="other.example:5001"))
+    scene.wait_for(master_1=False, master_2=False, master_3=False)
+    assert answers(scene) == 503
+
+
+def test_node_with_another_certificate(scene: Balanced, tmp_path: Path) -> None:
+    """With a client certificate of a CA that replicas do not know, all of them are down, and the state says why."""
+    scene.apply(scene.layout(), pem=Balanced.certificate(tmp_path))
+    scene.wait_for(master_1=False, master_2=False, master_3=False)
+    assert all("SSL" in one.reason or "closed" in one.reason for one in scene.seen().values())
+    assert answers(scene) == 503
+
+
+def test_memory(scene: Balanced) -> None:
+    """Master and worker together stay below what is promised for a node: 30 MiB resident."""
+    pid = scene.balancer.state().pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    pages = [int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in [str(pid), *children]]
+    assert len(pages) == 2
+    assert sum(pages) * os.sysconf("SC_PAGESIZE") <= 30 << 20
+
+
+def test_layout_without_a_balancer(scene: Balanced) -> None:
+    """A node whose runtimes go to the replicas themselves gets no file for HAProxy."""
+    assert render_balancer(scene.layout(sources=("replicas",)), str(scene.pem)) == {}
