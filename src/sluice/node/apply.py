@@ -81,14 +81,19 @@ def apply_intent(intent: Intent, programs: Programs = NO_PROGRAMS, *, now: float
     """Do it, and return what was done. Raises NodeRefused, ConfigInvalid or StorageFull, with nothing changed."""
     with locked(intent.state) as made:
         recover(intent.state, programs)
-        plan = plan_intent(intent, now)
-        refuse(plan.refusals)
-        kept = [*_kept_record(intent, plan, made), *_kept_documents(intent)]
-        if not plan.steps and not kept:
-            return plan
+        if intent.state.is_dir():
+            return _apply(intent, programs, made, now)
+    return apply_intent(intent, programs, now=now)  # it was an undo that was interrupted, and it took its memory along
+
+
+def _apply(intent: Intent, programs: Programs, made: list[str], now: float | None) -> Plan:
+    plan = plan_intent(intent, now)
+    refuse(plan.refusals)
+    kept = [*_kept_record(intent, plan, made), *_kept_documents(intent)]
+    if plan.steps or kept:
         _check_writable(plan)
         execute(intent.state, Journal(token=random.token_hex(4), steps=(*plan.steps, *kept)), programs)
-        return plan
+    return plan
 
 
 def plan_undo(state: Path, *, force: bool = False) -> Plan:
@@ -102,7 +107,10 @@ def undo(state: Path, programs: Programs = NO_PROGRAMS, *, force: bool = False) 
     if not state.is_dir():
         return Plan((), (), Record())
     with locked(state), agent_locked(state):
-        recover(state, programs)
+        if recover(state, programs) and not state.is_dir():
+            return Plan((), (), Record())
+        for torn in state.glob(".*.tmp"):
+            torn.unlink(missing_ok=True)
         plan = plan_undo(state, force=force)
         refuse(plan.refusals)
         _check_writable(plan)

@@ -61,6 +61,8 @@ def execute(state: Path, journal: Journal, programs: Programs) -> None:
 
 def recover(state: Path, programs: Programs) -> bool:
     """Finish what an interrupted process began, or undo it where that cannot be; False where there is nothing."""
+    for torn in state.glob(f".{JOURNAL}.*.tmp"):  # of a process that died while it wrote one: nothing had begun
+        torn.unlink(missing_ok=True)
     journal = read_journal(state)
     if journal is None:
         return False
