@@ -5,7 +5,7 @@
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: ## start a registry and a cache before it, pull, cut the upstream, pull again; Ctrl-C ends it
+run: ## bring a cluster up on this machine (as root), pull, kill a replica meanwhile; Ctrl-C ends it
 	@scripts/setup run
 	@.venv/bin/sluice demo
 
@@ -29,6 +29,6 @@ bench: ## measure against other registries; writes docs/benchmarks.md
 setup: ## install what is missing, nothing else
 	@scripts/setup test
 
-clean: ## remove what tools made; the demo's data in .sluice stays
+clean: ## remove what tools made
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find src tests bench scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,19 +57,3 @@ def test_a_layer_is_watched_while_it_comes(tmp_path: Path) -> None:
         while not (found := sendings(server.log.read_text(), digest)) and time.monotonic() < deadline:
             time.sleep(0.05)
     assert [Sending(200, size, "127.0.0.1")] == found
-
-
-def test_layouts_name_their_ballast(tmp_path: Path) -> None:
-    """A layer of ballast is as long as was asked for and a tar's blocks more, the same each time, another by seed."""
-    program = tmp_path / "busybox"
-    program.write_bytes(b"\x7fELF not really")
-    sizes, digests = [], []
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        index = build_image(tmp_path / name, program, "1", [Ballast(1000, seed)])
-        manifests = json.loads((tmp_path / name / "blobs/sha256" / index.removeprefix("sha256:")).read_text())
-        manifest = manifests["manifests"][0]["digest"].removeprefix("sha256:")
-        layer = json.loads((tmp_path / name / "blobs/sha256" / manifest).read_text())["layers"][-1]
-        sizes.append(layer["size"])
-        digests.append(layer["digest"])
-    assert [512 + 1024 + 1024] * 3 == sizes
-    assert (True, False) == (digests[0] == digests[1], digests[0] == digests[2])

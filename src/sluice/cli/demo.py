@@ -1,8 +1,7 @@
-"""``make run``: the whole story on one machine, told by real programs.
+"""``make run``: a cluster of real parts on this machine, and the story that it tells.
 
-Starts a registry and a caching Sluice before it, pulls through the cache with an unpatched containerd, cuts the
-upstream and pulls again (``demo_story``); then leaves both running for whoever wants to try more. The data outlives the
-demo; nothing else does.
+Brings a laboratory up, has ``lab/story`` told on it, shows what happened as a table, and leaves the laboratory to
+whoever wants to try more. Ctrl-C takes all of it away, at any moment.
 """
 
 from __future__ import annotations
@@ -11,143 +10,117 @@ import contextlib
 import os
 import shlex
 import signal
-import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from sluice.cli.demo_registry import Place, RunningRegistry
-from sluice.cli.demo_story import REPOSITORY, TAG, TAG_FRESH_S, Story, say
+from sluice.cli.lab_progress import shown_progress
+from sluice.cli.show import show_rows
 from sluice.errors import Unavailable
-from sluice.server.admin import SOCKET_NAME, reach
+from sluice.lab.down import take_down
+from sluice.lab.ground import find_init
+from sluice.lab.laboratory import open_laboratory
+from sluice.lab.scene import LabScene
+from sluice.lab.state import DEFAULT_DIRECTORY, LabDirectory
+from sluice.lab.story import Happened, Story
+from sluice.lab.topology import LabShape, plan_topology
+from sluice.lab.up import raise_lab
 
-PORT, OPERATIONS_PORT = 5001, 5002
-UPSTREAM_PORT, UPSTREAM_OPERATIONS_PORT = 5003, 5004
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WATCH_S = 0.5
 
 
 @click.command(hidden=True)
 @click.option("--once", is_flag=True, help="End after the story instead of waiting for Ctrl-C.")
 @click.option(
-    "--directory", type=click.Path(path_type=Path), default=".sluice", show_default=True, help="Where data stays."
+    "--directory",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_DIRECTORY,
+    show_default=True,
+    help="Where the laboratory's files are.",
 )
 def demo(once: bool, directory: Path) -> int:
-    """Pull through a cache with containerd, cut its upstream, pull again."""
-    _stop_on_signals()
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    places = [
-        Place("upstream", directory, directory / "upstream", *_addresses(UPSTREAM_PORT, UPSTREAM_OPERATIONS_PORT)),
-        Place("sluice", directory, directory / "data", *_addresses(PORT, OPERATIONS_PORT)),
-    ]
-    for place in places:
-        _require_alone(place)
-    with _registries(*places) as (upstream, cache):
-        story = Story(directory, cache, upstream)
-        is_open = _is_open(story)
-        if is_open:
-            story.tell()
-        _summarise(story, is_open)
+    """Bring a cluster up, pull on it, and kill a replica in the middle of a pull."""
+    shape = LabShape()
+    with _taken_down(LabDirectory(directory)) as ours:
+        with shown_progress(plan_topology(shape)) as progress:
+            raise_lab(directory, shape, progress.tell)
+            ours.set()
+        say(f"the laboratory is up after {progress.seconds:.1f} s, in Proxy mode")
+        story = Story(LabScene(open_laboratory(directory)), say)
+        story.tell()
+        _summarise(story.happened, directory)
         if not once:
-            _wait(upstream, cache)
-    say("ended; the data stays")
+            _wait(LabDirectory(directory))
+    say("ended; nothing is left of it")
     return 0
 
 
-def _stop_on_signals() -> None:
-    """Make SIGTERM end the demo like Ctrl-C, and Ctrl-C work even where a shell started us in the background."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-
-
-def _require_alone(place: Place) -> None:
-    running = reach(place.data / SOCKET_NAME)
-    if running is not None:
-        running.close()
-        raise Unavailable(f"a registry runs on {place.data} already: end that one first, or choose another --directory")
-
-
-def _addresses(port: int, operations_port: int) -> tuple[str, str]:
-    return _free_address(port, "registry"), _free_address(operations_port, "operations")
-
-
-def _free_address(preferred: int, what: str) -> str:
-    for port in (preferred, 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            chosen = probe.getsockname()[1]
-            if chosen != preferred:
-                say(f"port {preferred} is in use by another program: {what} goes to port {chosen}")
-            return f"127.0.0.1:{chosen}"
-    raise Unavailable("no port is free on 127.0.0.1: end some programs")
+def say(text: str) -> None:
+    """One line of the story, on standard error."""
+    click.echo(f"demo: {text}", err=True)
 
 
 @contextlib.contextmanager
-def _registries(upstream: Place, cache: Place) -> Iterator[tuple[RunningRegistry, RunningRegistry]]:
-    """Run both until the block ends; then drain and end them, the cache first."""
-    started = time.monotonic()
-    with RunningRegistry(upstream, "--mode", "local") as behind:
-        say(f"upstream registry ready after {time.monotonic() - started:.2f} s on {upstream.url}")
-        started = time.monotonic()
-        flags = ("--mode", "proxy", "--upstream", upstream.url, "--upstream-ca", str(upstream.ca))
-        asks = ("--cache-tag-fresh-s", f"{TAG_FRESH_S:g}", "--cache-revalidate", "first")
-        with RunningRegistry(cache, *flags, *asks) as before:
-            say(f"caching Sluice ready after {time.monotonic() - started:.2f} s on {cache.url}")
-            try:
-                yield behind, before
-            finally:
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(number, signal.SIG_IGN)
-                say("stopping both registries: transfers in progress may finish")
+def _taken_down(directory: LabDirectory) -> Iterator[threading.Event]:
+    """Take the laboratory away when the block ends, however it does; the second Ctrl-C waits until that is done.
+
+    Only one that the block has said is ours: another's may run in the same directory.
+    """
+    ours = threading.Event()
+    # A shell that starts us in the background has SIGINT ignored; SIGTERM is to tidy up, too.
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield ours
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        if ours.is_set():
+            say("taking the laboratory away")
+            take_down(directory)
 
 
-def _is_open(story: Story) -> bool:
-    """Say what an earlier run left; False where there are users, and so a password that the demo does not know."""
-    found = story.cache.ask("tags", {"repository": None, "after": None})["tags"]
-    if found:
-        names = ", ".join(f"{tag['repository']}:{tag['tag']}" for tag in found[:10])
-        say(f"found the data of an earlier run: {names}{' and more' if len(found) > 10 else ''}")
-    for registry in (story.cache, story.upstream):
-        if registry.ask("user list", {"after": None})["users"]:
-            say("there are users, so nobody pushes or pulls without a password: the demo leaves that to you")
-            return False
-    return True
-
-
-def _summarise(story: Story, is_open: bool) -> None:
+def _summarise(happened: list[Happened], directory: Path) -> None:
+    click.echo("\nWhat happened:\n")
+    rows = [{"what": one.what, "outcome": one.outcome, "took": f"{one.seconds:.2f} s"} for one in happened]
+    if sys.stdout.isatty():
+        _draw(rows)
+    else:
+        show_rows(rows, ("what", "outcome", "took"), "human")
     program = Path(sys.executable).with_name("sluice")
     sluice = shlex.quote(os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program))
-    cache, upstream = story.cache.place, story.upstream.place
-    image = cache.image(f"{REPOSITORY}:{TAG}")
-    commands = [
-        f"skopeo inspect --cert-dir {cache.certificates} {image}",
-        f"curl -sSI --cacert {cache.ca} {cache.url}/v2/{REPOSITORY}/manifests/{TAG}",
-        f"{sluice} cache list --data {cache.data}",
-    ]
-    if not is_open:
-        commands[:0] = [f"skopeo login --cert-dir {cache.certificates} {cache.address}"]
-    width = max((len(what) for what, _ in story.told), default=0)
-    happened = "\n".join(f"  {what:<{width}}  {outcome}" for what, outcome in story.told)
-    listed = "\n  ".join(commands)
-    click.echo(f"""
-Sluice is running.
-  cache     {cache.url} (its CA: {cache.ca})
-  upstream  {upstream.url} (its CA: {upstream.ca})
-  data      {cache.data} and {upstream.data} (kept; rm -r {story.home} forgets them)
-  logs      {cache.log}, {upstream.log}
-  health    http://{cache.operations}/readyz, metrics beside it at /metrics
-""")
-    if happened:
-        click.echo(f"What happened, and where the answers came from:\n{happened}\n")
-    click.echo(f"Try in another terminal:\n  {listed}\n")
+    at = "" if directory == DEFAULT_DIRECTORY else f" --directory {shlex.quote(str(directory))}"
+    commands = (
+        f"lab status{at}",
+        f"lab pull{at} worker-2 lab/large-1:1",
+        f"lab fault{at} freeze cp-1/replica",
+        f"lab fault{at} heal cp-1",
+        f"lab exec{at} worker-1 -- curl -s http://127.0.0.1:5001/v2/lab/hello/tags/list",
+        f"lab logs{at} cp-1/replica",
+    )
+    listed = "\n".join(f"  {sluice} {command}" for command in commands)
+    click.echo(f"\nThe laboratory runs on. Try in another terminal:\n\n{listed}\n")
 
 
-def _wait(*registries: RunningRegistry) -> None:
+def _draw(rows: list[dict[str, str]]) -> None:
+    from rich.console import Console  # slow to import, and only a terminal shows tables  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("what", "outcome", "took")
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)
+
+
+def _wait(directory: LabDirectory) -> None:
+    """Until Ctrl-C, or until the laboratory was taken away from elsewhere."""
+    say("Ctrl-C ends it")
     with contextlib.suppress(KeyboardInterrupt):
-        say("Ctrl-C ends it")
-        while True:
-            for registry in registries:
-                registry.require_running()
-            time.sleep(0.5)
+        while find_init(directory.path) is not None:
+            time.sleep(WATCH_S)
+        raise Unavailable("the laboratory was ended from elsewhere")

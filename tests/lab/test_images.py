@@ -1,0 +1,64 @@
+"""The laboratory's images: consistent, reproducible, and as big as one asks."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from sluice.lab.images import Ballast, build_image, machine_architecture
+
+
+def blob(layout: Path, descriptor: dict[str, Any]) -> bytes:
+    """The bytes that a descriptor names, checked against it."""
+    digest: str = descriptor["digest"]
+    content = (layout / "blobs" / "sha256" / digest.removeprefix("sha256:")).read_bytes()
+    assert (digest, descriptor["size"]) == (f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
+    return content
+
+
+def names_in(tar: bytes) -> list[str]:
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        return archive.getnames()
+
+
+def test_image_is_consistent_and_reproducible(tmp_path: Path) -> None:
+    """Every descriptor fits its bytes, each layer its diff id, and a second build has the same digest."""
+    program = tmp_path / "busybox"
+    program.write_bytes(b"\x7fELF not really")
+    first, second = (build_image(tmp_path / name, program, "1") for name in ("a", "b"))
+    layout = tmp_path / "a"
+    entry = json.loads((layout / "index.json").read_text())["manifests"][0]
+    index = json.loads(blob(layout, entry))
+    names = set()
+    for described in index["manifests"]:
+        manifest = json.loads(blob(layout, described))
+        config = json.loads(blob(layout, manifest["config"]))
+        tars = [gzip.decompress(blob(layout, layer)) for layer in manifest["layers"]]
+        assert config["rootfs"]["diff_ids"] == [f"sha256:{hashlib.sha256(tar).hexdigest()}" for tar in tars]
+        assert config["architecture"] == described["platform"]["architecture"]
+        if config["architecture"] == machine_architecture():
+            names = {name for tar in tars for name in names_in(tar)}
+    assert first == second == entry["digest"]
+    assert {"amd64", "arm64"} <= {described["platform"]["architecture"] for described in index["manifests"]}
+    assert {"bin/busybox", "bin/sh", "hello", "etc/passwd"} <= names
+
+
+def test_layouts_name_their_ballast(tmp_path: Path) -> None:
+    """A layer of ballast is as long as was asked for and a tar's blocks more, the same each time, another by seed."""
+    program = tmp_path / "busybox"
+    program.write_bytes(b"\x7fELF not really")
+    sizes, digests = [], []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        index = build_image(tmp_path / name, program, "1", [Ballast(1000, seed)])
+        manifests = json.loads((tmp_path / name / "blobs/sha256" / index.removeprefix("sha256:")).read_text())
+        manifest = manifests["manifests"][0]["digest"].removeprefix("sha256:")
+        layer = json.loads((tmp_path / name / "blobs/sha256" / manifest).read_text())["layers"][-1]
+        sizes.append(layer["size"])
+        digests.append(layer["digest"])
+    assert [512 + 1024 + 1024] * 3 == sizes
+    assert (True, False) == (digests[0] == digests[1], digests[0] == digests[2])
