@@ -14,6 +14,7 @@ from sluice.node.containers_conf import render_containers
 from sluice.node.files import Files, FileSpec
 from sluice.node.hosts import render_hosts
 from sluice.node.kubelet import render_kubelet
+from sluice.node.pods import render_pods
 from sluice.node.record import OWN_NAMES
 from sluice.node.secret_files import client_pem_path, render_secrets
 
@@ -45,3 +46,4 @@ def _parts(layout: NodeLayout, secrets: NodeSecrets | None) -> Iterator[Files]:
     yield render_kubelet(layout)
     if secrets is not None:
         yield render_balancer(layout, client_pem_path(layout, secrets))
+    yield render_pods(layout)
