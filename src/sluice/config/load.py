@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from sluice.config.schema import LEAVES, VARIABLE_PREFIX, RegistryConfig
@@ -105,30 +104,19 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
     return given
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A safe YAML loader that refuses a key given twice, where the last one would win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} is given twice", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
 def _read_file(path: Path) -> Iterator[tuple[str, object]]:
+    from sluice.config.document import parse_yaml  # noqa: PLC0415 - 3 MiB that a server without a file does not need
+
     try:
         with path.open("rb") as stream:
             raw = stream.read(CONFIG_FILE_BYTES + 1)
         if len(raw) > CONFIG_FILE_BYTES:
             raise ConfigInvalid(f"config file {path} is larger than {CONFIG_FILE_BYTES} bytes: name the right file")
-        document = yaml.load(raw, _UniqueKeys)  # noqa: S506 - the loader is a SafeLoader
+        document = parse_yaml(raw)
     except OSError as error:
         raise ConfigInvalid(f"config file {path} cannot be read: {error.strerror}; name a readable file") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigInvalid(f"config file {path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ConfigInvalid(f"config file {path} is not YAML: {error}") from error
     yield from _flatten({} if document is None else document, path, "")
 
 

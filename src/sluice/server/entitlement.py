@@ -7,14 +7,17 @@ credentials that the caller sent to us; tokens of ours say nothing to it, so the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from sluice.cache.tenants import Caller, Tenants
 from sluice.oci.digest import Digest
 from sluice.oci.reference import Repository
-from sluice.upstream.registry import RemoteRegistry
 from sluice.upstream.settings import Anonymous, StaticPassword
 from sluice.wire.credentials import BasicCredentials, parse_authorization
 from sluice.wire.route import Kind, Route
+
+if TYPE_CHECKING:
+    from sluice.upstream.registry import RemoteRegistry
 
 
 class Entitlement:

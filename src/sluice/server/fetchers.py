@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from sluice.cache.answers import CacheCounters, Fetched, Kind, Provenance
 from sluice.cache.policy import CachePolicy
@@ -22,7 +22,9 @@ from sluice.oci.digest import Digest
 from sluice.oci.manifest import Manifest
 from sluice.oci.reference import Reference, Repository, Tag
 from sluice.store.local import LocalStore
-from sluice.upstream.registry import RemoteRegistry
+
+if TYPE_CHECKING:
+    from sluice.upstream.registry import RemoteRegistry
 
 T = TypeVar("T")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from sluice.cache.answers import CacheCounters
 from sluice.cache.fill import Fills
@@ -23,7 +24,6 @@ from sluice.server.namespaces import Names, Namespaces
 from sluice.server.settings import space_settings
 from sluice.server.wiring import Wiring
 from sluice.store.local import LocalStore
-from sluice.upstream.registry import RemoteRegistry
 from sluice.upstream.settings import (
     Anonymous,
     CredentialProgram,
@@ -34,6 +34,9 @@ from sluice.upstream.settings import (
     UpstreamSettings,
 )
 from sluice.wire.address import UpstreamAddress, parse_upstream
+
+if TYPE_CHECKING:
+    from sluice.upstream.registry import RemoteRegistry
 
 DEFAULT = "default"
 """What logs and metrics call the upstream that has no name."""
@@ -61,6 +64,8 @@ def wire(config: RegistryConfig, ground: Ground) -> Wiring:
             "cache.authorize is 'upstream', which needs the names and passwords of callers: set access.challenge to"
             " basic, since tokens of ours say nothing to an upstream"
         )
+    from sluice.upstream.registry import RemoteRegistry  # noqa: PLC0415 - its HTTP library takes 7 MiB
+
     remotes = {name: RemoteRegistry(settings) for name, settings in upstream_settings(config)}
     if by_upstream:
         hot = HotManifests(0)  # each request is let in, or not
@@ -83,7 +88,7 @@ def _entitle(wiring: Wiring, tenants: Tenants, remotes: dict[str, RemoteRegistry
     wiring.end = end_both
 
 
-_Parts = tuple[HotManifests, Names, dict[str, RemoteRegistry]]
+_Parts: TypeAlias = "tuple[HotManifests, Names, dict[str, RemoteRegistry]]"
 
 
 def _direct(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sluice.cache.answers import Fetched, Kind, Provenance
 from sluice.oci.manifest import Manifest
@@ -17,7 +17,9 @@ from sluice.server.fetchers import Fetcher
 from sluice.server.hot import HotManifests
 from sluice.server.namespaces import Names
 from sluice.store.local import LocalStore
-from sluice.upstream.registry import RemoteRegistry
+
+if TYPE_CHECKING:
+    from sluice.upstream.registry import RemoteRegistry
 
 Mode = Literal["local", "proxy", "direct"]
 Headers = list[tuple[bytes, bytes]]
