@@ -97,5 +97,7 @@ def errors_named(path: Path, verb: str) -> Iterator[None]:
 def _named(path: Path, verb: str, error: OSError) -> SluiceError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(f"{path} cannot be {verb}: no space is left on its file system; free some and try again")
+    if error.errno == errno.EROFS:
+        return ConfigInvalid(f"{path} cannot be {verb}: Read-only file system; mount it writable")
     reason = error.strerror or str(error)
     return ConfigInvalid(f"{path} cannot be {verb}: {reason}; give the account that runs Sluice access to it")
