@@ -128,6 +128,8 @@ class LabDirectory:
         """
         self._require_usable()
         self._created = tuple(str(one) for one in self.path.parents if not one.exists())
+        with contextlib.suppress(ConfigInvalid):
+            self._created += self.load().created
         make_directory(self.path)
         with (self.path / LOCK_NAME).open("ab") as lock:
             try:
