@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from bench import machine, report, rows_cache, rows_cold, rows_limits, rows_neighbour, rows_pull, rows_push
+from bench import machine, report, rows_cache, rows_cold, rows_limits, rows_neighbour, rows_node, rows_pull, rows_push
 from bench.measure import Row, show_progress
 from bench.peers import NGINX, REGISTRY, SLUICE
 from bench.site import ROOT, Scale, Site, open_site
@@ -23,8 +23,8 @@ from bench.wire import BenchError
 
 ROUNDS_MIN = 5
 PAGE = ROOT / "docs" / "benchmarks.md"
-_PROGRAMS = ("wrk", "curl", "nginx", "docker-registry", "etcd")
-_PACKAGES = "wrk curl nginx-light docker-registry etcd-server"
+_PROGRAMS = ("wrk", "curl", "nginx", "docker-registry", "etcd", "haproxy")
+_PACKAGES = "wrk curl nginx-light docker-registry etcd-server haproxy"
 _ROWS: dict[str, Callable[[Site], list[Row]]] = {
     "1": rows_pull.manifests,
     "2": rows_pull.manifests_with_token,
@@ -42,6 +42,7 @@ _ROWS: dict[str, Callable[[Site], list[Row]]] = {
     "14": rows_cache.direct,
     "15": rows_cache.fills,
     "16": rows_neighbour.etcd,
+    "17": rows_node.balancer,
 }
 _PEERS = (SLUICE, REGISTRY, NGINX)
 

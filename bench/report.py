@@ -72,6 +72,8 @@ _METHOD = """## Method
 - **Row 16**: etcd with its defaults on the same disk. p99 is reckoned from its own histogram as Prometheus does, so
   its resolution is that of the buckets (… 4, 8, 16, 32, 64 ms …). The bar is twice what it is alone, or 10 ms, the
   greater. A part ends when the server holds all blobs, as files under their names; row 16b has the rates up to then.
+- **Rows 17 and 18**: HAProxy with the configuration that a node gets, before one Sluice in Local mode. The client is
+  curl, because what comes straight has to be decrypted by somebody, in the client or in the balancer.
 """
 
 
