@@ -80,6 +80,11 @@ def certificate_pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 of the DER, in hexadecimal: what tools show and compare."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
 def key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     """What an ECDSA key may do: sign certificates and revocations, or sign handshakes; never both."""
     return x509.KeyUsage(

@@ -19,6 +19,7 @@ from pathlib import Path
 from cryptography import x509
 
 from sluice.errors import ConfigInvalid, RotationUnsafe
+from sluice.pki.authority import fingerprint
 from sluice.pki.durable import make_directory
 from sluice.pki.leaf import Leaf, is_due, is_signed_by, issue_client, issue_server, parse_names, renew_at
 from sluice.pki.lineage import Lineage
@@ -95,6 +96,11 @@ class ClusterPki:
     def bundle(self, purpose: Purpose) -> str:
         """The CAs (PEM) that whoever verifies such certificates is to trust now: two in the middle of a rotation."""
         return self._lineages[purpose].bundle()
+
+    def fingerprints(self, purpose: Purpose) -> tuple[str, ...]:
+        """The SHA-256 of each of them in hexadecimal, the signer of longest standing first. A replica that has them in
+        force shows them in the metric ``sluice_door_authority_not_after_seconds``."""
+        return tuple(fingerprint(one) for one in self._lineages[purpose].trusted().values())
 
     def bundle_path(self, purpose: Purpose) -> Path:
         """A file that has them always, for a server that watches it."""

@@ -16,7 +16,6 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from pydantic import ValidationError
 
 from sluice.config.section import Section
@@ -25,6 +24,7 @@ from sluice.pki.authority import (
     PEM_BYTES_MAX,
     Authority,
     certificate_pem,
+    fingerprint,
     load_authority,
     open_authority,
 )
@@ -82,7 +82,7 @@ class Lineage:
                 raise ConfigInvalid(
                     f"{self.directory} has generation {later[0]} of its CA and no state.json; restore it from a backup"
                 )
-            self._write(Rotation(), {1: _fingerprint(self._open(1, now).certificate)})
+            self._write(Rotation(), {1: fingerprint(self._open(1, now).certificate)})
         self.settle()
 
     def rotation(self) -> Rotation:
@@ -94,7 +94,7 @@ class Lineage:
         state = self._state()
         generation = state.rotation().signer
         found = load_authority(self.directory, str(generation), now)
-        if found is None or _fingerprint(found.certificate) != state.fingerprints.get(generation):
+        if found is None or fingerprint(found.certificate) != state.fingerprints.get(generation):
             raise self._missing(generation)
         return found
 
@@ -115,7 +115,7 @@ class Lineage:
             known = dict(state.fingerprints)
             for generation in after.trusted:
                 if generation not in known:  # made before the state says so, or found where a crash has left it
-                    known[generation] = _fingerprint(self._open(generation, now).certificate)
+                    known[generation] = fingerprint(self._open(generation, now).certificate)
             self._write(after, {one: known[one] for one in after.trusted})
         self.settle()
         return after
@@ -172,7 +172,7 @@ class Lineage:
         path = self.directory / f"{generation}.crt"
         pem = read_bounded(path, PEM_BYTES_MAX)
         certificate = None if pem is None else _parse(path, pem)
-        if certificate is None or _fingerprint(certificate) != state.fingerprints.get(generation):
+        if certificate is None or fingerprint(certificate) != state.fingerprints.get(generation):
             raise self._missing(generation)
         return certificate
 
@@ -203,7 +203,3 @@ def _parse(path: Path, pem: bytes) -> x509.Certificate:
         return x509.load_pem_x509_certificate(pem)
     except ValueError as error:
         raise ConfigInvalid(f"{path} is no PEM certificate ({error}); restore it from a backup") from error
-
-
-def _fingerprint(certificate: x509.Certificate) -> str:
-    return certificate.fingerprint(hashes.SHA256()).hex()

@@ -7,7 +7,7 @@ clients trust), ``server.crt`` (leaf, then authority) and ``server.key``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from sluice.errors import ConfigInvalid
-from sluice.pki.authority import PEM_BYTES_MAX, Authority, certificate_pem, open_authority
+from sluice.pki.authority import PEM_BYTES_MAX, Authority, certificate_pem, fingerprint, open_authority
 from sluice.pki.durable import PUBLIC_MODE, read_bounded, write_durably
 from sluice.pki.leaf import Leaf, is_due, issue_client, issue_server, parse_names, renew_at
 
@@ -100,10 +100,12 @@ def load_given(certificate: Path, key: Path, now: datetime) -> ServerCertificate
 @dataclass(frozen=True, slots=True)
 class TrustedAuthorities:
     """The CAs that a listener lets in. ``pem`` is written anew, so that the TLS library sees nothing that was not read;
-    ``keys`` are the public ones (DER, SubjectPublicKeyInfo), by which an authority is known whatever it is called."""
+    ``keys`` are the public ones (DER, SubjectPublicKeyInfo), by which an authority is known whatever it is called.
+    ``ends`` has when each one ends, by the SHA-256 of its certificate in hexadecimal."""
 
     pem: bytes
     keys: frozenset[bytes]
+    ends: Mapping[str, datetime]
 
 
 def read_authorities(field: str, path: Path, now: datetime) -> TrustedAuthorities:
@@ -124,7 +126,8 @@ def read_authorities(field: str, path: Path, now: datetime) -> TrustedAuthoritie
     if not valid:
         raise ConfigInvalid(f"{field} {path} has no CA that has not expired; give the one that signs now")
     keys = frozenset(one.public_key().public_bytes(_DER, _PUBLIC) for one in valid)
-    return TrustedAuthorities(b"".join(certificate_pem(one) for one in valid), keys)
+    ends = {fingerprint(one): one.not_valid_after_utc for one in valid}
+    return TrustedAuthorities(b"".join(certificate_pem(one) for one in valid), keys, ends)
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:

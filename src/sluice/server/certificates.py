@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +20,7 @@ from sluice.config import DoorConfig, RegistryConfig, split_address
 from sluice.errors import ConfigInvalid, SluiceError
 from sluice.pki.durable import PUBLIC_MODE, make_directory, write_durably
 from sluice.pki.leaf import server_names
-from sluice.pki.material import ensure_server_certificate, load_given, read_authorities
+from sluice.pki.material import TrustedAuthorities, ensure_server_certificate, load_given, read_authorities
 from sluice.server.listen import Tls
 from sluice.server.reload import Signature, signature
 
@@ -35,7 +35,7 @@ class Certificates:
         self.not_after: datetime | None = None
         self._own: Tls | None = None
         self._admitted: dict[str, Path] = {}
-        self._keys: dict[str, frozenset[bytes]] = {}
+        self._trusted: dict[str, TrustedAuthorities] = {}
 
     def tls(self, door: str | None = None) -> Tls | None:
         """For the registry's own listener, or for the door of that section. After ``refresh``."""
@@ -66,6 +66,11 @@ class Certificates:
         """When the certificate ends, in seconds since the epoch; 0 without one."""
         return self.not_after.timestamp() if self.not_after else 0.0
 
+    def authorities(self) -> Mapping[str, float]:
+        """When each CA that a door trusts ends, in seconds since the epoch, by ``<door>:<its SHA-256>``."""
+        ends = {name: trusted.ends.items() for name, trusted in self._trusted.items()}
+        return {f"{name}:{found}": end.timestamp() for name, items in ends.items() for found, end in items}
+
     def _refresh_own(self) -> None:
         given = self._config.tls
         if given.certificate is not None and given.key is not None:
@@ -79,8 +84,8 @@ class Certificates:
     def _refresh_door(self, name: str, door: DoorConfig) -> None:
         assert door.ca is not None
         found = read_authorities(f"{name}.ca", door.ca, datetime.now(UTC))
-        for other, keys in self._keys.items():
-            if other != name and not keys.isdisjoint(found.keys):
+        for other, trusted in self._trusted.items():
+            if other != name and not trusted.keys.isdisjoint(found.keys):
                 raise ConfigInvalid(
                     f"{name}.ca {door.ca} has a CA that {other}.ca has too, so that each one's certificates would open"
                     " both doors; give each door a CA of its own"
@@ -88,7 +93,7 @@ class Certificates:
         path = self._directory / "serving" / f"{name}-{_name_of(found.pem)}.crt"
         make_directory(path.parent)
         write_durably(path, found.pem, mode=PUBLIC_MODE)
-        self._admitted[name], self._keys[name] = path, found.keys
+        self._admitted[name], self._trusted[name] = path, found
 
     def _names(self) -> Sequence[str]:
         config = self._config

@@ -2,8 +2,9 @@
 
 The server library binds with SO_REUSEPORT, and the kernel spreads new connections over all sockets of an address by
 hash. When one of them closes, what waits in its queue is reset, and the library drops what is in the middle of a TLS
-handshake. So before a server stops, the kernel is told to give all new connections to its successor (socket(7),
-SO_ATTACH_REUSEPORT_CBPF): a program of one instruction that returns the successor's place in the group.
+handshake. So before a successor listens, the kernel is told to give it all connections from that instant on (socket(7),
+SO_ATTACH_REUSEPORT_CBPF), by a program of one instruction that returns its place in the group. From a client that has
+seen the new certificates on, everybody sees them; and the one before has time to finish what it has begun.
 """
 
 from __future__ import annotations
@@ -24,22 +25,34 @@ _RETURN = 0x06  # BPF_RET | BPF_K of linux/bpf_common.h
 
 def listening(host: str, port: int) -> list[socket.socket]:
     """This process's listening sockets on exactly this address, as duplicates that the caller closes."""
-    found = []
+    found: dict[int, socket.socket] = {}  # by inode: a duplicate may get a number that is still to come
     for name in os.listdir("/proc/self/fd"):
-        try:
-            one = socket.socket(fileno=os.dup(int(name)))
-        except OSError:
-            continue  # no socket, or gone meanwhile
-        try:
-            wanted = one.family in {socket.AF_INET, socket.AF_INET6} and one.type == socket.SOCK_STREAM
-            accepts = wanted and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
-            if accepts and _is_at(one, host, port):
-                found.append(one)
-                continue
-        except OSError:
-            pass
-        one.close()
-    return found
+        one = _duplicate(int(name))
+        if one is None:
+            continue
+        inode = os.fstat(one.fileno()).st_ino
+        if inode not in found and _listens(one) and _is_at(one, host, port):
+            found[inode] = one
+        else:
+            one.close()
+    return list(found.values())
+
+
+def _duplicate(descriptor: int) -> socket.socket | None:
+    try:
+        copy = os.dup(descriptor)
+    except OSError:
+        return None  # gone meanwhile
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)  # no socket
+        return None
+
+
+def _listens(one: socket.socket) -> bool:
+    tcp = one.family in {socket.AF_INET, socket.AF_INET6} and one.type == socket.SOCK_STREAM
+    return tcp and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
 
 
 def _is_at(one: socket.socket, host: str, port: int) -> bool:
@@ -56,10 +69,10 @@ def count(host: str, port: int) -> int:
 
 
 def prefer(host: str, port: int, place: int) -> None:
-    """Give all new connections to the socket that was the ``place``-th (from 0) to listen on this address.
+    """Give all new connections to the socket that was, or will be, the ``place``-th (from 0) to listen on this address.
 
-    A place that is not there any more, because an earlier one has closed, means any of them: what the kernel does
-    without a program. Where it takes none, connections are spread as before, and that is logged.
+    As long as that one does not listen, and when there is no such place any more because an earlier socket has closed,
+    any of them gets them: what the kernel does without a program. Where it takes none, that is logged.
     """
     instruction = ctypes.create_string_buffer(struct.pack("=HBBI", _RETURN, 0, 0, place))
     program = struct.pack("@HP", 1, ctypes.addressof(instruction))

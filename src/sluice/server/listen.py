@@ -141,11 +141,11 @@ class Listener:
         assert old is not None
         self.endpoint = replace(self.endpoint, tls=tls)
         before = await asyncio.to_thread(handover.count, host, port)
+        await asyncio.to_thread(handover.prefer, host, port, before)
         self._launch()
         self._retired.add(old)
         old.task.add_done_callback(lambda _: self._retired.discard(old))
         await self._count_to(before + 1)
-        await asyncio.to_thread(handover.prefer, host, port, before)
         old.door.leave()
         await asyncio.sleep(RETIRE_S)
         old.server.stop()  # type: ignore[no-untyped-call]

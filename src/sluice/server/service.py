@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import resource
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ class Service:
         self._listeners: dict[str | None, Listener] = {}
         self._renewing = asyncio.Lock()
         self._certified: Sequence[Signature] = ()
+        self._authorities: Mapping[str, float] = {}
         self._applications: list[Application] = []
         self._operations: Listener | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -98,6 +99,7 @@ class Service:
         problems = await asyncio.to_thread(self.certificates.refresh)
         if problems:
             raise problems[0]
+        self._authorities = self.certificates.authorities()
         registry = self.registry = self._registry()
         self.store.events.on_change(registry.changed)
         self.schedule = GcSchedule(self.store, self.config.gc.interval_s, lambda: registry.wiring.mode == "local")
@@ -183,6 +185,12 @@ class Service:
         gauge("gc_removed_bytes", "Bytes unlinked by GC since start", lambda: self.schedule.unlinked_bytes)
         gauge("gc_removed_files", "Files unlinked by GC since start", lambda: self.schedule.unlinked)
         gauge("certificate_not_after_seconds", "When the certificate ends", self.certificates.expiry_s)
+        self.metrics.family(
+            "door_authority_not_after_seconds",
+            "When a CA ends whose certificates a door takes now; by door and SHA-256 of the CA's certificate",
+            "authority",
+            lambda: self._authorities,
+        )
 
     async def _rewire(self, config: RegistryConfig) -> None:
         """Put another mode, or the same one with other settings, in the place of the current one."""
@@ -214,6 +222,7 @@ class Service:
                     if tls is not None and tls != self._listeners[door].endpoint.tls
                 )
             )
+            self._authorities = self.certificates.authorities()  # not before all listeners have them
 
     async def _look_at_certificates(self) -> None:
         """Read the given files again where one has changed; what is wrong with it now may be right in a moment."""
