@@ -9,7 +9,8 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,8 @@ from sluice.testing.server import SluiceServer, free_port
 PREFIX, HUB_PREFIX = "team/proj", "hub"
 VIRTUAL = "registry.sluice.internal:5001"
 NAME = "demo/app"
+PARTS = 5  # index, manifest, config and two layers
+LOGGED_S = 20.0
 HUB = "mirror.example:5000"
 PROGRAMS = ("skopeo", "busybox", "containerd", "ctr", "runc", "docker-registry", "haproxy")
 needs_parts = pytest.mark.skipif(
@@ -102,6 +105,17 @@ class Scene:
         logs = {"upstream": foreign / "data.log" if (foreign / "data.log").exists() else foreign / "log"}
         logs |= {f"replica-{at}": one.log for at, one in enumerate(self.replicas)}
         return {name: _gets(log) for name, log in logs.items()}
+
+    def given_by(self, act: Callable[[], object], *givers: str) -> dict[str, int]:
+        """What each gave while ``act`` ran. Logs come late: it is waited until ``givers`` have given a whole image."""
+        before = self.served()
+        act()
+        deadline = time.monotonic() + LOGGED_S
+        while True:
+            given = {name: count - before[name] for name, count in self.served().items()}
+            if sum(given[name] for name in givers) >= PARTS or time.monotonic() > deadline:
+                return given
+            time.sleep(0.05)
 
 
 def _gets(log: Path) -> int:

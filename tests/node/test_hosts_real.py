@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
-from node.scene import HUB, NAME, PREFIX, VIRTUAL, Scene, needs_parts, scene, write
+from node.scene import HUB, NAME, PARTS, PREFIX, VIRTUAL, Scene, needs_parts, scene, write
 from node.test_kubelet import REQUEST, ask
 from sluice.cluster.layout import NodeLayout
 from sluice.errors import PullFailed
@@ -31,9 +32,7 @@ ORDERS = (
     ("upstream", "replicas", "balancer"),
     ("balancer", "replicas", "upstream"),
 )
-PARTS = 5  # index, manifest, config and two layers
 REWRITES = 200
-LOGGED_S = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -42,25 +41,14 @@ def plain() -> Iterator[Scene]:
         yield made
 
 
-def served_by(there: Scene, act: Callable[[], None]) -> dict[str, int]:
-    """What each gave while ``act`` ran. Logs come late: it is waited for the parts of a whole image."""
-    before = there.served()
-    act()
-    deadline = time.monotonic() + LOGGED_S
-    while True:
-        given = {name: count - before[name] for name, count in there.served().items()}
-        if max(given["upstream"], given["replica-0"] + given["replica-1"]) >= PARTS or time.monotonic() > deadline:
-            return given
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("registry", [VIRTUAL, HUB])
 @pytest.mark.parametrize("sources", ORDERS, ids="-".join)
 def test_every_state_serves(plain: Scene, sources: tuple[str, ...], registry: str) -> None:
     """By tag and by digest, each part from the first source alone: the upstream under its path, or replicas."""
     plain.put(plain.layout(*sources))
     for reference in (":v1", f"@{plain.digest}"):
-        given = served_by(plain, lambda: plain.pull(f"{registry}/{NAME}{reference}"))  # noqa: B023 - called at once
+        givers = ["upstream"] if sources[0] == "upstream" else ["replica-0", "replica-1"]
+        given = plain.given_by(partial(plain.pull, f"{registry}/{NAME}{reference}"), *givers)
         if sources[0] == "upstream":
             assert {"upstream": PARTS, "replica-0": 0, "replica-1": 0} == given
         else:
@@ -100,7 +88,7 @@ def test_the_real_registry_is_asked_only_where_that_is_wanted(plain: Scene) -> N
         plain.put(plain.layout("replicas", registries=[registry]))
         image = f"{name}/hub/{NAME}:v1"
         if fallback:
-            given = served_by(plain, lambda: plain.pull(image))  # noqa: B023 - called at once
+            given = plain.given_by(partial(plain.pull, image), "upstream")
             assert PARTS == given["upstream"]
         else:
             with pytest.raises(PullFailed, match="not found"):
@@ -134,18 +122,19 @@ def test_whoever_dies_the_next_one_serves() -> None:
     fails the pull at once."""
     with scene("plain") as there:
         image = f"{VIRTUAL}/{NAME}:v1"
-        for port in there.ports:
+        pull = partial(there.pull, image)
+        for at, port in enumerate(there.ports):
             replicas = [{"name": "cp", "host": "127.0.0.1", "port": port}]
             there.put(there.layout("replicas", replicas=replicas))
-            served_by(there, lambda: there.pull(image))
+            there.given_by(pull, f"replica-{at}")
         there.put(there.layout("upstream", "replicas", "balancer"))
         there.foreign.stop()
-        assert PARTS == served_by(there, lambda: there.pull(image))["replica-0"]
+        assert PARTS == there.given_by(pull, "replica-0")["replica-0"]
         layout = there.put(there.layout("balancer", "replicas", "upstream"))
         Balancer.of(layout).stop()
-        assert PARTS == served_by(there, lambda: there.pull(image))["replica-0"]
+        assert PARTS == there.given_by(pull, "replica-0")["replica-0"]
         there.replicas[0].kill()
-        assert PARTS == served_by(there, lambda: there.pull(image))["replica-1"]
+        assert PARTS == there.given_by(pull, "replica-1")["replica-1"]
         there.replicas[1].kill()
         before = time.monotonic()
         with pytest.raises(PullFailed, match="connection refused"):
@@ -160,10 +149,10 @@ def test_direct_mode_before_other_upstreams(guise: str) -> None:
     with scene(guise) as there:
         layout = there.put(there.layout("upstream", "replicas", registries=[]))
         login = None if guise == "tls" else kubelet_login(layout)
-        given = served_by(there, lambda: there.pull(f"{VIRTUAL}/{NAME}:v1", login))
+        given = there.given_by(partial(there.pull, f"{VIRTUAL}/{NAME}:v1", login), "upstream")
         assert {"upstream": PARTS, "replica-0": 0, "replica-1": 0} == given
         for auth in [] if guise == "tls" else [None, Auth("somebody", "else")]:
-            given = served_by(there, lambda: there.pull(f"{VIRTUAL}/{NAME}:v1", auth))  # noqa: B023 - called at once
+            given = there.given_by(partial(there.pull, f"{VIRTUAL}/{NAME}:v1", auth), "replica-0")
             assert PARTS == given["replica-0"]
 
 
