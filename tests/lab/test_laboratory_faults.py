@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from lab.commands import Place, raised, wait_until
 from lab.isolated import needs_lab
+from sluice.lab.faults import FAULTS
 from sluice.lab.mounts import data_of
 from sluice.lab.topology import PUBLIC_PORT
 
@@ -29,7 +29,7 @@ def states(place: Place) -> dict[str, str]:
 
 
 def do(place: Place, fault: str, target: str) -> str:
-    return str(place.ask("fault", fault, target)["done"])
+    return FAULTS[fault](place.open(), target)
 
 
 @pytest.mark.parametrize("part", [one for one in PARTS if one != "worker-1/balancer"])
@@ -51,6 +51,14 @@ def test_killed_balancer(place: Place) -> None:
     do(place, "heal", "worker-1/balancer")
     assert "ready" == states(place)["worker-1/balancer"]
     assert place.open().running()["worker-1/balancer"][0] != before
+
+
+def test_balancer_without_an_agent(place: Place) -> None:
+    """Where the agent is gone, too, healing the balancer starts it first."""
+    do(place, "kill", "worker-1/agent")
+    do(place, "kill", "worker-1/balancer")
+    assert "worker-1/agent started" in do(place, "heal", "worker-1/balancer")
+    assert "ready" == states(place)["worker-1/balancer"]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -145,9 +153,11 @@ def test_wrong_target(place: Place, fault: str, target: str, said: str) -> None:
     assert {"ready"} == set(states(place).values())
 
 
-def test_status_fails_where_a_part_does_not_answer(place: Place, tmp_path: Path) -> None:
+def test_status_fails_where_a_part_does_not_answer(place: Place) -> None:
     """``status`` ends with 1 while something is missing, so that scripts can wait for 0."""
-    do(place, "freeze", "cp-1/replica")
+    assert {"fault": "freeze", "target": "cp-1/replica", "done": "cp-1/replica frozen"} == place.ask(
+        "fault", "freeze", "cp-1/replica"
+    )
     assert place.call("status").code == 1
-    do(place, "heal", "cp-1/replica")
+    assert "cp-1/replica thawed\n" == place.call("fault", "heal", "cp-1/replica").out
     assert place.call("status").code == 0

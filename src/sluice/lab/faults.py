@@ -107,7 +107,9 @@ def heal(lab: Laboratory, target: str) -> str:
     parts = list(lab.topology.parts) if target == ALL else _parts(lab, target)
     done = [_mend_link(lab, one) for one in machines if one.name in lab.cut_links()]
     done += [_mend_disk(lab, one) for one in machines if one.role == "control-plane" and lab.is_full(one)]
-    done += _revive(lab, parts)
+    # A balancer is started by its agent, which may be gone, too.
+    keepers = [Part(part.machine, "agent") for part in parts if part.kind == "balancer"]
+    done += _revive(lab, list(dict.fromkeys([*keepers, *parts])))
     for part in parts:
         _await(partial(is_ready, lab.ground, part), f"{part.name} does not answer", WAITED_S[part.kind])
     return "; ".join(done) or f"nothing is missing of {target}"

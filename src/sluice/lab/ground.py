@@ -189,13 +189,18 @@ def _stream(stream: IO[bytes] | None) -> IO[bytes]:
     return stream
 
 
-def require_means() -> None:
-    """Raises Unavailable or ConfigInvalid with what this machine lacks for a laboratory."""
+def require_root() -> None:
+    """Raises Unavailable where we may not look into other namespaces, let alone make them."""
     if os.geteuid() != 0 or not _is_capable():
         raise Unavailable(
             "a laboratory needs root with CAP_SYS_ADMIN and CAP_NET_ADMIN, for network, mount and PID namespaces:"
             " run it with sudo, or in a privileged container"
         )
+
+
+def require_means() -> None:
+    """Raises Unavailable or ConfigInvalid with what this machine lacks for a laboratory."""
+    require_root()
     missing = [program for program in NEEDED if shutil.which(program, path=_search_path()) is None]
     if missing:
         raise ConfigInvalid(f"a laboratory needs {', '.join(missing)}: run scripts/setup run, or install them")

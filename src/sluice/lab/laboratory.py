@@ -17,7 +17,7 @@ from typing import Literal
 
 from sluice.cluster.layout import NodeLayout
 from sluice.errors import PullFailed
-from sluice.lab.ground import Ground, find_init
+from sluice.lab.ground import Ground, find_init, require_root
 from sluice.lab.layouts import node_paths
 from sluice.lab.mounts import data_of
 from sluice.lab.network import DISABLED, links_command
@@ -109,7 +109,11 @@ class Laboratory:
 
 
 def open_laboratory(path: Path) -> Laboratory:
-    """The one in a directory. Raises ConfigInvalid where there is none, NotRunning where it has ended."""
+    """The one in a directory. Raises ConfigInvalid where there is none, NotRunning where it has ended.
+
+    Raises Unavailable without root: the kernel does not say then.
+    """
+    require_root()
     directory = LabDirectory(path)
     state = directory.load()
     init = find_init(directory.path)
