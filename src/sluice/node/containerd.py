@@ -62,7 +62,10 @@ def installed_version(program: str = PROGRAM) -> tuple[int, int, int] | None:
 
 def dump_config(config: Path, program: str = PROGRAM) -> Table:
     """What containerd makes of a file and its imports. Raises ConfigInvalid with its own words."""
-    command = [program, *(("--config", str(config)) if config.exists() else ()), "config", "dump"]
+    # Without a file its defaults hold; a dump would be of the file at the usual place.
+    command = (
+        [program, "--config", str(config), "config", "dump"] if config.exists() else [program, "config", "default"]
+    )
     try:
         done = subprocess.run(command, capture_output=True, timeout=ASK_S, check=False)
         if done.returncode == 0:

@@ -56,13 +56,15 @@ def intend_preparation(layout: NodeLayout, program: str = PROGRAM) -> Intent:
     main = Path(layout.paths.containerd_config)
     dump_config(main, program)  # what it does not accept today is no ground to build on
     text = _text(main)
-    table = tomllib.loads(text) or {"version": 3 if version >= (2, 0, 0) else 2}
+    if not tomllib.loads(text):
+        text = tomli_w.dumps({"version": 3 if version >= (2, 0, 0) else 2}) + text
+    table = tomllib.loads(text)
     if int(table.get("version", 1)) < 2:
         raise ConfigInvalid(
             f"{main} is of version 1, which cannot set config_path: "
             "run containerd config migrate, and put its output there"
         )
-    drop_in, text = _place(main, text or tomli_w.dumps(table))
+    drop_in, text = _place(main, text)
     content = _drop_in(layout, _Trial(main, text, drop_in, program), table)
     files = {str(drop_in): FileSpec(content)}
     files[str(main)] = FileSpec(text.encode(), _mode(main))

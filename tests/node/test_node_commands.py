@@ -1,0 +1,132 @@
+"""``sluice node``: what the commands print, where, and how they end."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from node.running import Node
+from node.tree import put, snapshot
+from sluice.cli.app import run
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    with Node(tmp_path) as one:
+        one.want(one.layout())
+        yield one
+
+
+def documents(node: Node) -> list[str]:
+    return ["--layout", str(node.document), "--secrets", str(node.secrets)]
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, object], str]:
+    """Standard output as JSON, and standard error."""
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert isinstance(found, dict)
+    return found, err
+
+
+def test_plan_prints_a_diff_and_changes_nothing(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """People get the diff, programs every operation; nothing is written by either."""
+    before = snapshot(node.root)
+    assert run(["node", "plan", *documents(node)]) == 0
+    out, err = capsys.readouterr()
+    assert (f"+++ {node.hosts}/docker.io/hosts.toml" in out, "PRIVATE KEY" in out, err) == (True, False, "")
+    assert run(["node", "plan", *documents(node), "--output", "json"]) == 0
+    found, _ = printed(capsys)
+    operations = found["operations"]
+    assert isinstance(operations, list)
+    assert {"do": "write", "path": f"{node.hosts}/docker.io/hosts.toml", "effect": "created"} in operations
+    assert before == snapshot(node.root)
+
+
+def test_apply_status_and_undo(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """Apply starts the balancer too, is idempotent, status shows what stands, and undo ends everything."""
+    before = snapshot(node.root)
+    assert run(["node", "apply", *documents(node)]) == 0
+    assert "version 1 is applied: " in capsys.readouterr().out
+    pid = node.balancer.state().pid
+    assert run(["node", "apply", *documents(node)]) == 0
+    assert "nothing had to change" in capsys.readouterr().out
+    assert (pid, 0) == (node.balancer.state().pid, run(["node", "plan", *documents(node)]))
+    assert capsys.readouterr().out == "nothing to do\n"
+    assert run(["node", "status", "--state", str(node.state)]) == 0
+    out = capsys.readouterr().out
+    for line in ("version   1", "agent     does not run", "balancer  runs", "master-1  127.0.0.1:"):
+        assert line in out
+    assert run(["node", "undo", "--state", str(node.state), "--dry-run"]) == 0
+    assert f"--- {node.hosts}/docker.io/hosts.toml" in capsys.readouterr().out
+    assert run(["node", "undo", "--state", str(node.state)]) == 0
+    assert (False, before) == (node.balancer.state().running, snapshot(node.root))
+    assert run(["node", "undo", "--state", str(node.state)]) == 0
+
+
+def test_what_is_in_the_way_is_said(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plan and apply end with 1 and name path and remedy; force goes on, also for the applies after it."""
+    put(node.hosts / "docker.io" / "hosts.toml", b"server = 'https://theirs'\n")
+    put(node.hosts / "_default" / "hosts.toml", b"")
+    before = snapshot(node.root)
+    assert run(["node", "plan", *documents(node)]) == 1
+    assert f"refused: {node.hosts}/docker.io/hosts.toml is there already" in capsys.readouterr().err
+    assert run(["node", "apply", *documents(node)]) == 1
+    err = capsys.readouterr().err
+    assert f"sluice: nothing was changed: {node.hosts}/docker.io/hosts.toml" in err
+    assert before == snapshot(node.root)
+    assert run(["node", "apply", *documents(node), "--force"]) == 0
+    assert run(["node", "apply", *documents(node)]) == 0
+    assert run(["node", "undo", "--state", str(node.state)]) == 0
+    assert before == snapshot(node.root)
+
+
+def test_wrong_documents_are_wrong_usage(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """A layout or secrets that cannot be read end with 2, and what is wrong is named without a secret's value."""
+    put(node.secrets, b'{"certificate": "x", "key": "very private"}')
+    assert run(["node", "apply", *documents(node)]) == 2
+    err = capsys.readouterr().err
+    assert (True, False) == ("certificate" in err, "very private" in err)
+    assert run(["node", "apply", "--layout", str(node.root / "none")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert run(["node", "apply", "--layout", str(node.document)]) == 2
+    assert "asks replicas, which want its certificate" in capsys.readouterr().err
+
+
+def test_a_balancer_that_cannot_start_changes_nothing(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where another program has its port, HAProxy's words are passed on and every file is as before."""
+    before = snapshot(node.root / "etc")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", node.port))
+        taken.listen()
+        assert run(["node", "apply", *documents(node)]) == 2
+    assert "haproxy does not start" in capsys.readouterr().err
+    assert before == snapshot(node.root / "etc")
+
+
+def test_prepare_shows_the_diff_first(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dry run changes nothing; the real one says that containerd has to restart once; again, nothing is to do."""
+    put(node.root / "etc/containerd/config.toml", b"version = 2\n")
+    before = snapshot(node.root)
+    command = ["node", "prepare", "--layout", str(node.document)]
+    assert run([*command, "--dry-run"]) == 0
+    assert (f'+config_path = "{node.hosts}"' in capsys.readouterr().err, before) == (True, snapshot(node.root))
+    assert run(command) == 0
+    assert "it has to restart once" in capsys.readouterr().out
+    assert run([*command, "--output", "json"]) == 0
+    assert printed(capsys)[0]["operations"] == []
+    assert run(["node", "undo", "--state", str(node.state)]) == 0
+    assert before == snapshot(node.root)
+
+
+def test_status_of_an_untouched_node(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing was applied, status says so and changes nothing; its JSON is the agent's document."""
+    before = snapshot(node.root)
+    assert run(["node", "status", "--state", str(node.state), "--output", "json"]) == 0
+    found, _ = printed(capsys)
+    assert (None, False, "nothing has been applied here yet") == (found["version"], found["healthy"], found["error"])
+    assert before == snapshot(node.root)
