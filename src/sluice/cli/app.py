@@ -28,6 +28,7 @@ _PLACES = {
     "demo": "demo:demo",
     "node": "node:node",
     "lab": "lab:lab",
+    "pki": "pki:pki",
 }
 """Which module below ``sluice.cli`` holds a command, and its name there."""
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130

@@ -74,7 +74,7 @@ class ClusterPki:
         missing = next((one for one, lineage in self._lineages.items() if not lineage.exists()), None)
         if missing is not None:
             raise ConfigInvalid(
-                f"{directory} has no CA for {missing}; make them with `sluice pki init`, or name their directory"
+                f"directory {directory} has no CA for {missing}; make them with `sluice pki init`, or name another"
             )
 
     @classmethod
