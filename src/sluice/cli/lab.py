@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 
@@ -17,7 +18,7 @@ from sluice.lab.faults import FAULTS
 from sluice.lab.ground import environment, require_means
 from sluice.lab.laboratory import full_name, open_laboratory
 from sluice.lab.state import DEFAULT_DIRECTORY, LabDirectory
-from sluice.lab.topology import LabShape, plan_topology
+from sluice.lab.topology import LabShape, UpstreamKind, plan_topology
 from sluice.lab.up import raise_lab
 
 DIRECTORY = click.option(
@@ -53,47 +54,53 @@ def lab() -> None:
 )
 @click.option(
     "--upstream",
-    type=click.Choice(["anonymous", "basic", "bearer"]),
     default="anonymous",
     show_default=True,
-    help="Whom the upstream registry lets in, and how it asks.",
+    metavar="anonymous|basic|bearer|ADDRESS",
+    help="A registry in the laboratory that lets everybody in or asks for a password, or one outside, by HTTPS.",
 )
-@click.option("--upstream-path", default="", metavar="PATH", help="Path below which the upstream holds the images.")
+@click.option("--upstream-path", metavar="PATH", help="Path below which the laboratory's upstream holds the images.")
+@click.option("--upstream-user", metavar="NAME", help="User at ADDRESS; needs --upstream-password-file.")
+@click.option(
+    "--upstream-password-file", type=click.Path(path_type=Path), metavar="FILE", help="Its first line is the password."
+)
+@click.option(
+    "--upstream-ca", type=click.Path(path_type=Path), metavar="FILE", help="CA of ADDRESS, beside the system's, as PEM."
+)
 @click.option("--replica-disk-mib", default=2048, show_default=True, help="Size of each replica's disk, in MiB.")
 @DIRECTORY
 @OUTPUT
-def up(
-    control_planes: int,
-    workers: int,
-    mode: str,
-    upstream: str,
-    upstream_path: str,
-    replica_disk_mib: int,
-    **where: Path | str,
-) -> None:
+def up(directory: Path, output: str, **given: Any) -> None:
     """Bring it up; returns when every part answers. Ctrl-C before that takes everything away again."""
-    wanted = {
-        "control_planes": control_planes,
-        "workers": workers,
-        "mode": mode.lower(),
-        "upstream": upstream,
-        "prefix": upstream_path.strip("/"),
-        "replica_disk_mib": replica_disk_mib,
-    }
-    shape = validate_document(LabShape, wanted, "sluice lab up")
-    directory = Path(where["directory"])
-    with shown_progress(plan_topology(shape)) as progress:
+    shape = validate_document(LabShape, _wanted(given), "sluice lab up")
+    topology = plan_topology(shape)
+    with shown_progress(topology) as progress:
         raise_lab(directory, shape, progress.tell)
     record = {"directory": str(directory.absolute()), "mode": shape.mode, "seconds": round(progress.seconds, 2)}
-    at = "" if where["directory"] == DEFAULT_DIRECTORY else f" --directory {directory}"
+    at = "" if directory == DEFAULT_DIRECTORY else f" --directory {directory}"
+    image = "IMAGE" if shape.outside is not None else "lab/hello:1"
     show_record(
         record,
-        str(where["output"]),
+        output,
         f"The laboratory is up after {progress.seconds:.1f} s. Try:\n"
         f"  sluice lab status{at}\n"
-        f"  sluice lab pull{at} {plan_topology(shape).nodes[-1].name} lab/hello:1\n"
+        f"  sluice lab pull{at} {topology.nodes[-1].name} {image}\n"
         f"  sluice lab down{at}",
     )
+
+
+def _wanted(given: dict[str, Any]) -> dict[str, object]:
+    """The shape from what was given, by the names that the document has."""
+    upstream, path = given.pop("upstream"), given.pop("upstream_path")
+    outside = {key.removeprefix("upstream_"): given.pop(key) for key in list(given) if key.startswith("upstream_")}
+    wanted = {**given, "mode": given["mode"].lower(), "prefix": (path or "").strip("/")}
+    if upstream in get_args(UpstreamKind):
+        meant = next((key for key, value in outside.items() if value is not None), None)
+        if meant is not None:
+            raise click.UsageError(f"--upstream-{meant.replace('_', '-')} is for an --upstream ADDRESS: leave it out")
+        return {**wanted, "upstream": upstream}
+    files = {key: None if value is None else str(Path(value).absolute()) for key, value in outside.items()}
+    return {**wanted, "outside": {**files, "user": outside["user"], "address": upstream}}
 
 
 @lab.command()

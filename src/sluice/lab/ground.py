@@ -104,6 +104,33 @@ class Ground:
         if started.returncode != 0:
             raise Unavailable(f"{part} could not be started: see {log}")
 
+    def start_outside(self, part: str, command: Sequence[str], log: Path, listener: socket.socket) -> None:
+        """Start a program that is the laboratory's, but lives in this machine's network; ``listener`` is its input."""
+        with log.open("ab") as sink:
+            started = subprocess.run(
+                ["nsenter", f"--target={self.init}", "--pid", "--", "setsid", "--fork", *command],
+                stdin=listener.fileno(),
+                stdout=sink,
+                stderr=sink,
+                env={**environment(self.directory), PART_VARIABLE: part},
+                timeout=STEP_S,
+                check=False,
+            )
+        if started.returncode != 0:
+            raise Unavailable(f"{part} could not be started: see {log}")
+
+    def listen(self, machine: Machine, address: tuple[str, int]) -> socket.socket:
+        """A TCP socket that listens in a machine's network; raises OSError."""
+        made = _socket_in(self.inside(f"/run/netns/{machine.name}"))
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(address)
+            made.listen()
+        except BaseException:
+            made.close()
+            raise
+        return made
+
     def connect(self, machine: Machine, address: tuple[str, int], seconds: float) -> socket.socket:
         """A TCP connection made in a machine's network; raises OSError."""
         found = _socket_in(self.inside(f"/run/netns/{machine.name}"))

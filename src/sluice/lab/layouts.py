@@ -17,6 +17,8 @@ SOURCES: dict[LabMode, tuple[SourceKind, ...]] = {
 
 def upstream_address(topology: Topology) -> str:
     """Where the images of the virtual address come from in Direct and Proxy mode."""
+    if topology.shape.outside is not None:
+        return topology.shape.outside.address
     prefix = f"/{topology.shape.prefix}" if topology.shape.prefix else ""
     return f"https://{topology.upstream.address}:{UPSTREAM_PORT}{prefix}"
 
@@ -37,8 +39,11 @@ def node_paths(machine: Machine) -> Paths:
     )
 
 
-def node_layout(topology: Topology, machine: Machine, servers_ca: str, upstream_ca: str) -> NodeLayout:
-    """The layout of a node. ``servers_ca`` vouches for the replicas, ``upstream_ca`` for the upstream; both PEM."""
+def node_layout(topology: Topology, machine: Machine, servers_ca: str, upstream_ca: str | None) -> NodeLayout:
+    """The layout of a node.
+
+    ``servers_ca`` vouches for the replicas and ``upstream_ca`` for the upstream, None where the system's do; both PEM.
+    """
     return NodeLayout(
         version=1,
         node=machine.name,

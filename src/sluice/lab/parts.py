@@ -24,7 +24,7 @@ from sluice.lab.ground import Ground
 from sluice.lab.layouts import node_paths
 from sluice.lab.provision import LAYOUT_NAME, REGISTRY_NAME, SECRETS_NAME
 from sluice.lab.state import LabDirectory
-from sluice.lab.topology import OPERATIONS_PORT, UPSTREAM_PORT, Machine, Part, PartKind, Topology
+from sluice.lab.topology import NETWORK, OPERATIONS_PORT, PREFIX_BITS, UPSTREAM_PORT, Machine, Part, PartKind, Topology
 from sluice.node.kubelet import PROGRAM
 from sluice.node.record import STATUS
 from sluice.pki.durable import make_directory
@@ -74,17 +74,32 @@ def launch_of(topology: Topology, part: Part) -> Launch | None:
             return Launch((*SLUICE, "serve", "--config", f"{home}/{REGISTRY_NAME}"))
         case "containerd":
             place = containerd_place(part.machine)
-            return Launch(("containerd", "--config", str(place.config)), {"TMPDIR": str(place.directory)})
+            variables = {"TMPDIR": str(place.directory), **_proxy_variables(topology)}
+            return Launch(("containerd", "--config", str(place.config)), variables)
+        case "relay":
+            return Launch((sys.executable, "-I", "-S", str(Path(__file__).with_name("relay.py"))))
         case "agent":
             documents = ("--layout", f"{home}/{LAYOUT_NAME}", "--secrets", f"{home}/{SECRETS_NAME}")
             return Launch((*SLUICE, "node", "run", *documents))
     return None
 
 
+def _proxy_variables(topology: Topology) -> dict[str, str]:
+    """How containerd finds a registry outside (Go's ``http.ProxyFromEnvironment``)."""
+    if topology.shape.outside is None:
+        return {}
+    return {"HTTPS_PROXY": topology.relay_url, "NO_PROXY": f"{NETWORK}.0/{PREFIX_BITS},127.0.0.1,localhost"}
+
+
 def start_part(ground: Ground, directory: LabDirectory, topology: Topology, part: Part) -> None:
     """Start it without waiting. Raises Unavailable. Does nothing for a part that another starts."""
     launch = launch_of(topology, part)
-    if launch is not None:
+    if launch is None:
+        return
+    if part.kind == "relay":
+        with ground.listen(part.machine, (part.machine.address, UPSTREAM_PORT)) as listener:
+            ground.start_outside(part.name, launch.command, directory.log(part.name), listener)
+    else:
         ground.start(part.name, part.machine, launch.command, directory.log(part.name), launch.variables)
 
 
@@ -92,6 +107,7 @@ def is_ready(ground: Ground, part: Part) -> bool:
     """Whether it answers now."""
     probes = {
         "upstream": _upstream_answers,
+        "relay": _relay_answers,
         "replica": _replica_answers,
         "containerd": _containerd_answers,
         "balancer": _balancer_answers,
@@ -102,7 +118,14 @@ def is_ready(ground: Ground, part: Part) -> bool:
     return False
 
 
-WAITED_S: Mapping[PartKind, float] = {"upstream": 30, "replica": 30, "containerd": 30, "balancer": 45, "agent": 45}
+WAITED_S: Mapping[PartKind, float] = {
+    "upstream": 30,
+    "relay": 30,
+    "replica": 30,
+    "containerd": 30,
+    "balancer": 45,
+    "agent": 45,
+}
 """How long a part may take to become ready, in seconds."""
 
 
@@ -120,6 +143,10 @@ def ask(ground: Ground, machine: Machine, address: tuple[str, int], path: str, *
 
 def _upstream_answers(ground: Ground, machine: Machine) -> bool:
     return ask(ground, machine, (machine.address, UPSTREAM_PORT), "/v2/", tls=True) in {200, 401}
+
+
+def _relay_answers(ground: Ground, machine: Machine) -> bool:
+    return ask(ground, machine, (machine.address, UPSTREAM_PORT), "/") == 405
 
 
 def _replica_answers(ground: Ground, machine: Machine) -> bool:

@@ -15,15 +15,16 @@ from pathlib import Path
 import bcrypt
 import yaml
 
-from sluice.cluster.documents import dump_document
+from sluice.cluster.documents import dump_document, validate_document
 from sluice.cluster.layout import REPLICA_PORT, Login, NodeSecrets
 from sluice.config import RegistryConfig
+from sluice.errors import ConfigInvalid
 from sluice.lab.layouts import node_layout, upstream_address
 from sluice.lab.mounts import data_of
 from sluice.lab.state import LabDirectory
 from sluice.lab.topology import OPERATIONS_PORT, PUBLIC_PORT, UPSTREAM_PORT, Machine, Topology
-from sluice.pki.authority import Authority, open_authority
-from sluice.pki.durable import PUBLIC_MODE, make_directory, write_durably
+from sluice.pki.authority import PEM_BYTES_MAX, Authority, open_authority
+from sluice.pki.durable import PUBLIC_MODE, make_directory, read_bounded, write_durably
 from sluice.pki.leaf import ALWAYS_NAMED, issue_client, issue_server, parse_names
 from sluice.server.users import Role, Users
 
@@ -61,21 +62,21 @@ def provision(directory: LabDirectory, topology: Topology) -> None:
         open_authority(directory.pki / "nodes", "ca", "Sluice laboratory: nodes", now),
         open_authority(directory.pki / "upstream", "ca", "Sluice laboratory: upstream", now),
     )
-    login = None
-    if topology.shape.upstream != "anonymous":
-        login = Login(user=UPSTREAM_USER, password=secrets.token_urlsafe(18))
+    login = _login(topology)
+    upstream_ca = _upstream_ca(topology, authorities)
     for machine in topology.machines:
         make_directory(directory.machine(machine))
-    _provision_upstream(directory.machine(topology.upstream), topology, authorities, login, now)
+    if topology.shape.outside is None:
+        _provision_upstream(directory.machine(topology.upstream), topology, authorities, login, now)
     for machine in topology.control_planes:
+        if upstream_ca is not None:
+            (directory.machine(machine) / UPSTREAM_CA_NAME).write_text(upstream_ca, encoding="ascii")
         _provision_replica(directory.machine(machine), machine, topology, authorities, now)
         _provision_users(directory.machine(machine))
     for machine in topology.nodes:
         home = directory.machine(machine)
         client = issue_client(authorities.nodes, machine.name, now)
-        layout = node_layout(
-            topology, machine, authorities.pem(authorities.servers), authorities.pem(authorities.upstream)
-        )
+        layout = node_layout(topology, machine, authorities.pem(authorities.servers), upstream_ca)
         held = NodeSecrets(certificate=client.chain_pem.decode(), key=client.key_pem.decode(), upstream=login)
         write_durably(home / LAYOUT_NAME, dump_document(layout))
         write_durably(home / SECRETS_NAME, dump_document(held))
@@ -89,10 +90,36 @@ def read_pusher(directory: LabDirectory, machine: Machine) -> Login:
     return Login(user=PUSHER, password=(directory.machine(machine) / PUSHER_NAME).read_text(encoding="utf-8").strip())
 
 
+def _login(topology: Topology) -> Login | None:
+    """A user of the upstream: the one that was given, or one that is made; None where nobody is asked for one."""
+    outside = topology.shape.outside
+    if outside is not None and outside.user is not None and outside.password_file is not None:
+        lines = (read_bounded(outside.password_file, PEM_BYTES_MAX) or b"").decode("utf-8", "replace").splitlines()
+        return validate_document(
+            Login, {"user": outside.user, "password": lines[0] if lines else ""}, str(outside.password_file)
+        )
+    if topology.shape.upstream == "anonymous":
+        return None
+    return Login(user=UPSTREAM_USER, password=secrets.token_urlsafe(18))
+
+
+def _upstream_ca(topology: Topology, authorities: Authorities) -> str | None:
+    """Who vouches for the upstream beside the system's authorities; PEM."""
+    outside = topology.shape.outside
+    if outside is None:
+        return authorities.pem(authorities.upstream)
+    if outside.ca is None:
+        return None
+    pem = read_bounded(outside.ca, PEM_BYTES_MAX)
+    if pem is None:
+        raise ConfigInvalid(f"outside.ca {outside.ca} does not exist: name the PEM file with the upstream's CA")
+    return pem.decode("ascii", "replace")
+
+
 def read_login(directory: LabDirectory, topology: Topology) -> Login | None:
     """The upstream's user, as it was written."""
     if topology.shape.upstream == "anonymous":
-        return None
+        return _login(topology)
     password = (directory.machine(topology.upstream) / PASSWORD_NAME).read_text(encoding="utf-8").strip()
     return Login(user=UPSTREAM_USER, password=password)
 
@@ -139,7 +166,6 @@ def _provision_replica(
 ) -> None:
     _write_server(home, authorities.servers, (*ALWAYS_NAMED, machine.address, machine.name), now)
     shutil.copyfile(authorities.nodes.path, home / NODES_CA_NAME)
-    shutil.copyfile(authorities.upstream.path, home / UPSTREAM_CA_NAME)
     document: dict[str, object] = {
         "mode": topology.shape.mode,
         "data": data_of(machine),
@@ -151,14 +177,18 @@ def _provision_replica(
         "storage": {"reserve_bytes": RESERVE_BYTES},
     }
     if topology.shape.mode != "local":
-        upstream: dict[str, object] = {
-            "address": upstream_address(topology),
-            "ca": f"{machine.home}/{UPSTREAM_CA_NAME}",
-        }
-        if topology.shape.upstream != "anonymous":
-            upstream |= {"user": UPSTREAM_USER, "password_file": f"{machine.home}/{PASSWORD_NAME}"}
-        document["upstream"] = upstream
+        document["upstream"] = _upstream_section(home, machine, topology)
     _write_registry(home, RegistryConfig.model_validate(document))
+
+
+def _upstream_section(home: Path, machine: Machine, topology: Topology) -> dict[str, object]:
+    outside, section = topology.shape.outside, {"address": upstream_address(topology)}
+    if (home / UPSTREAM_CA_NAME).exists():
+        section["ca"] = f"{machine.home}/{UPSTREAM_CA_NAME}"
+    user = UPSTREAM_USER if outside is None else outside.user
+    if user is not None and (outside is not None or topology.shape.upstream != "anonymous"):
+        section |= {"user": user, "password_file": f"{machine.home}/{PASSWORD_NAME}"}
+    return {**section, "proxy": topology.relay_url} if outside is not None else {**section}
 
 
 def _write_registry(home: Path, config: RegistryConfig) -> None:

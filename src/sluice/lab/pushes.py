@@ -55,7 +55,9 @@ def push_image(ground: Ground, directory: LabDirectory, topology: Topology, imag
 def push_to_upstream(
     ground: Ground, directory: LabDirectory, topology: Topology, images: Iterable[LabImage] = IMAGES
 ) -> None:
-    """Give the upstream images. Raises Unavailable."""
+    """Give the upstream images, if it is the laboratory's own. Raises Unavailable."""
+    if topology.shape.outside is not None:
+        return
     prefix = f"{topology.shape.prefix}/" if topology.shape.prefix else ""
     authority = f"{topology.upstream.address}:{UPSTREAM_PORT}"
     login = read_login(directory, topology)

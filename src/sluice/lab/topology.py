@@ -14,8 +14,9 @@ from pydantic import Field, model_validator
 
 from sluice.cluster.layout import BALANCER_PORT, REPLICA_PORT
 from sluice.config.section import Section, conflict
-from sluice.config.values import Count
+from sluice.config.values import Count, FilePath, Upstream
 from sluice.errors import ConfigInvalid
+from sluice.wire.address import parse_upstream
 
 CONTROL_PLANES_MAX, WORKERS_MAX = 9, 50
 NETWORK = "10.77.0"
@@ -31,8 +32,25 @@ UPSTREAM_PREFIX = "team/project"
 
 LabMode = Literal["direct", "proxy", "local"]
 UpstreamKind = Literal["anonymous", "basic", "bearer"]
-PartKind = Literal["upstream", "replica", "containerd", "balancer", "agent"]
+PartKind = Literal["upstream", "relay", "replica", "containerd", "balancer", "agent"]
 Role = Literal["upstream", "control-plane", "worker"]
+
+
+class Outside(Section):
+    """A registry outside of the laboratory, which is reached through a relay; by TLS alone, which passes it unseen."""
+
+    address: Upstream
+    user: Annotated[str | None, Field(min_length=1, max_length=256)] = None
+    password_file: FilePath | None = None
+    ca: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if parse_upstream(self.address).scheme != "https":
+            raise conflict("address", "is not HTTPS, and nothing else passes the laboratory's relay")
+        if (self.user is None) != (self.password_file is None):
+            raise conflict("user", "and password_file belong together: give both or neither")
+        return self
 
 
 class LabShape(Section):
@@ -43,12 +61,15 @@ class LabShape(Section):
     mode: LabMode = "proxy"
     upstream: UpstreamKind = "anonymous"
     prefix: Annotated[str, Field(pattern=r"^([a-z0-9]+(/[a-z0-9]+)*)?$", max_length=100)] = ""
+    outside: Outside | None = None
     replica_disk_mib: Annotated[Count, Field(ge=64, le=1 << 20)] = 2048
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         if self.prefix == "v2":
             raise conflict("prefix", "is the API's own path: choose another")
+        if self.outside is not None and (self.prefix or self.upstream != "anonymous"):
+            raise conflict("prefix", "is for the laboratory's own upstream: write the path into the address")
         return self
 
 
@@ -97,7 +118,7 @@ class Part:
     def address(self) -> str:
         """Where it listens, for people; empty for what listens nowhere."""
         match self.kind:
-            case "upstream":
+            case "upstream" | "relay":
                 return f"{self.machine.address}:{UPSTREAM_PORT}"
             case "replica":
                 return f"{self.machine.address}:{REPLICA_PORT}"
@@ -121,6 +142,11 @@ class Topology:
         return self.machines[0]
 
     @property
+    def relay_url(self) -> str:
+        """The proxy through which a registry outside is reached."""
+        return f"http://{self.upstream.address}:{UPSTREAM_PORT}"
+
+    @property
     def nodes(self) -> tuple[Machine, ...]:
         """Control planes, then workers."""
         return self.machines[1:]
@@ -136,7 +162,8 @@ class Topology:
         kinds: tuple[PartKind, ...] = ("containerd", "agent") if self.shape.mode == "direct" else NODE_PARTS
         replicas = tuple(Part(one, "replica") for one in self.control_planes)
         on_nodes = tuple(Part(node, kind) for node in self.nodes for kind in kinds)
-        return (Part(self.upstream, "upstream"), *replicas, *on_nodes)
+        source: PartKind = "upstream" if self.shape.outside is None else "relay"
+        return (Part(self.upstream, source), *replicas, *on_nodes)
 
     def machine(self, name: str) -> Machine:
         """Raises ConfigInvalid, which lists the names there are."""
