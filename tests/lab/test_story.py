@@ -16,8 +16,9 @@ END_S = 60.0
 
 
 def test_story_is_told_until_ctrl_c(tmp_path: Path) -> None:
-    """Both workers run what they pulled; a replica that was killed had sent some of a layer, but not all; the commands
-    that the summary shows work as printed; SIGINT ends it with 0, and no process, mount or file is left."""
+    """Both workers run what they pulled; a replica that was killed had sent some of a layer, but not all; what is cached
+    comes while the upstream is dead; the commands that the summary shows work as printed; SIGINT ends it with 0, and no
+    process, mount or file is left."""
     mounts = Path("/proc/self/mountinfo").read_text()
     with subprocess.Popen(DEMO, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
@@ -41,6 +42,7 @@ def test_story_is_told_until_ctrl_c(tmp_path: Path) -> None:
     assert shares is not None
     victim, other = float(shares[2]), float(shares[3])
     assert (True, True, 256) == (victim > 0, other > 0, round(victim + other))
+    assert re.search(r"worker-2: pulled while the upstream was dead +256 MiB from the caches ", told)
     assert [(0, "")] * 6 == [(done.returncode, done.stderr) for done in tried]
     assert 0 == demo.returncode, rest
     assert ([], [], []) == (processes_of(tmp_path), mounts_below(tmp_path), list(tmp_path.iterdir()))

@@ -22,7 +22,7 @@ from sluice.lab.pushes import HELLO, LabImage, push_image
 from sluice.node.haproxy import Balancer
 from sluice.node.haproxy_state import ReplicaState
 
-REPLICA = "replica"
+REPLICA, UPSTREAM = "replica", "upstream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,14 @@ class LabScene:
     def kill(self, replica: str) -> None:
         """SIGKILL."""
         faults.kill(self.lab, f"{replica}/{REPLICA}")
+
+    def kill_upstream(self) -> None:
+        """SIGKILL: connections to it are refused from now on."""
+        faults.kill(self.lab, UPSTREAM)
+
+    def heal_upstream(self) -> None:
+        """Give it back, and wait until it answers."""
+        faults.heal(self.lab, UPSTREAM)
 
     def heal(self, replica: str) -> None:
         """Give it back, and wait until it answers."""

@@ -1,4 +1,4 @@
-"""What ``make run`` tells: a cluster pulls, a replica dies in the middle of a layer, and the pull ends well.
+"""What ``make run`` tells: a cluster pulls, a replica dies in the middle of a layer, the upstream dies for good.
 
 Told on a laboratory that is up, by whatever shows lines to a person. Nothing here believes that it worked because it
 should have: where every byte of the layer came from is counted from the runtime's files and the replicas' logs.
@@ -66,12 +66,13 @@ class Story:
         """All of it. Raises Unavailable or PullFailed where something did not go as it should."""
         for node in self.scene.workers:
             self._pull_and_run(node)
-        survived = self._lose_a_replica(self.scene.workers[0])
+        survived, image = self._lose_a_replica(self.scene.workers[0])
         shares = ", ".join(f"{count / MIB:.1f} MiB from {name}" for name, count in survived.sent.items())
         self._note(f"{survived.node}: pulled while {survived.victim} was killed", shares, survived.seconds)
         started = time.monotonic()
         self.scene.heal(survived.victim)
         self._note(f"{survived.victim}: started again", "ready", time.monotonic() - started)
+        self._lose_the_upstream(self.scene.workers[-1], image)
 
     def _pull_and_run(self, node: str) -> None:
         started = time.monotonic()
@@ -82,13 +83,22 @@ class Story:
             self.say(f"  | {line}")
         self._note(f"{node}: pulled {self.scene.hello} and ran it", lines[0] if lines else "no word", pulled)
 
-    def _lose_a_replica(self, node: str) -> Survived:
+    def _lose_the_upstream(self, node: str, image: Published) -> None:
+        """What is cached is pulled by its tag by a node that has never had it, and nobody notices."""
+        self.scene.kill_upstream()
+        started = time.monotonic()
+        self.scene.pull(node, image.reference, PULL_S)
+        outcome = f"{image.size / MIB:.0f} MiB from the caches"
+        self._note(f"{node}: pulled while the upstream was dead", outcome, time.monotonic() - started)
+        self.scene.heal_upstream()
+
+    def _lose_a_replica(self, node: str) -> tuple[Survived, Published]:
         for attempt in range(1, TRIES + 1):
             image = self.scene.publish(f"lab/large-{attempt}", LARGE_BYTES, attempt)
             self.say(f"published {image.reference} with a layer of {image.size / MIB:.0f} MiB")
             survived = survive(self.scene, node, image, self.scene.kill)
             if survived is not None:
-                return survived
+                return survived, image
             self.say("that layer was through before its replica was killed: once more")
         raise Unavailable(f"{TRIES} times the layer was through before its replica could be killed")
 
