@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from node.balanced import Balanced, Body, balanced, noise, wait_until
+from node.balanced import Balanced, Body, balanced, needs_haproxy, noise, wait_until
 from sluice.node.balancer import METRICS_PATH, SPILL_STREAMS
 from sluice.testing.client import digest_of
 
+pytestmark = needs_haproxy
 BLOB = noise(16 << 20, 1)
 SMALL = [noise(2000, seed) for seed in range(30)]
 TRANSFERS = 20
