@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import random
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
+
+import pytest
 
 from node.given import node_layout
 from sluice.cluster.layout import NodeLayout
@@ -21,6 +25,9 @@ from sluice.pki.material import client_authority, client_certificate
 from sluice.testing.client import RegistryClient
 from sluice.testing.server import SluiceServer, free_port
 
+needs_haproxy = pytest.mark.skipif(
+    shutil.which("haproxy") is None or os.geteuid() != 0, reason="needs root, which gives up its rights, and make setup"
+)
 WAIT_S = 30.0
 NAMES = ("master-1", "master-2", "master-3")
 READ_BYTES = 1 << 16

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from node.balanced import Balanced, balanced, noise, wait_until
+from node.balanced import Balanced, balanced, needs_haproxy, noise, wait_until
 
+pytestmark = needs_haproxy
 BLOB = noise(64 << 20)
 FIRST_BYTES = 1 << 20
 DETECTION_S = 2.0  # the limit

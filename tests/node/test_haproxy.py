@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from node.balanced import NAMES, Balanced, balanced, wait_until
+from node.balanced import NAMES, Balanced, balanced, needs_haproxy, wait_until
 from sluice.errors import ConfigInvalid
 from sluice.node.balancer import render_balancer
 from sluice.node.haproxy import Balancer
 from sluice.node.haproxy_state import BalancerState
 
+pytestmark = needs_haproxy
 START = """
 import sys
 from pathlib import Path

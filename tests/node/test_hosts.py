@@ -103,13 +103,13 @@ def test_hosts_stand_in_the_order_of_the_sources(sources: list[str], urls: list[
         ("up.example", Host("https://up.example", ca_path(node_layout(), CA), dial_timeout="2s")),
         ("up.example:443", Host("https://up.example", ca_path(node_layout(), CA), dial_timeout="2s")),
         ("up.example:5000", Host("https://up.example:5000", ca_path(node_layout(), CA), dial_timeout="2s")),
-        ("http://up.example", Host("http://up.example", dial_timeout="2s")),
-        ("http://up.example/a", Host("http://up.example/v2/a", override_path=True, dial_timeout="2s")),
+        ("http://up.example", Host("http://up.example")),
+        ("http://up.example/a", Host("http://up.example/v2/a", override_path=True)),
         ("docker.io", Host("https://registry-1.docker.io", ca_path(node_layout(), CA), dial_timeout="2s")),
     ],
 )
 def test_an_upstream_as_a_host(address: str, host: Host) -> None:
-    """Its prefix becomes a path; its CA goes with HTTPS only; Docker Hub's API is elsewhere than its name says."""
+    """Its prefix becomes a path; CA and time limit go with HTTPS only; Docker Hub's API is not where its name says."""
     layout = node_layout(sources=["upstream"], upstream={"address": address, "authorities": CA}, registries=[])
     assert HostsFile(host, (host,)) == file_of(layout, layout.virtual)
 
@@ -202,7 +202,7 @@ def check_hosts(layout: NodeLayout, held: NodeSecrets, name: str, file: HostsFil
     assert len(file.hosts) == len({host.url for host in file.hosts})
     for host in (*file.hosts, file.server):
         if host.url.startswith("http://"):
-            assert (None, None) == (host.ca, host.client)
+            assert (None, None, None) == (host.ca, host.client, host.dial_timeout)
         else:
             assert host.client in {None, client_paths(layout, held)}
 

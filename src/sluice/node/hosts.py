@@ -10,7 +10,7 @@ certificate, the upstream itself. Facts of containerd 1.6 to 2.3 that the format
   an IPv6 address has no table; the first one is ``server``, and the balancer reaches them all.
 - A CA file that is missing fails every pull of that registry. So their names are made from their content, they are
   written before the files that name them, and a file in use never changes.
-- Keys about TLS on an ``http`` host make later versions try HTTPS first.
+- Keys about TLS on an ``http`` host make later versions try HTTPS first; 2.0 takes even ``dial_timeout`` for one.
 - ``dial_timeout`` is known from 2.0.7 and passed over before.
 """
 
@@ -138,8 +138,9 @@ class _Hosts:
         """Stock containerd can put a path before a repository's: that is what an upstream's prefix is."""
         host = self._origin(remote)
         prefix = remote.parsed.prefix
-        path = replace(host, url=f"{host.url}/v2/{prefix}", override_path=True) if prefix else host
-        return replace(path, dial_timeout=DIAL_TIMEOUT)
+        if prefix:
+            host = replace(host, url=f"{host.url}/v2/{prefix}", override_path=True)
+        return replace(host, dial_timeout=DIAL_TIMEOUT) if remote.parsed.scheme == "https" else host
 
     def _real(self, registry: MirroredRegistry) -> Host:
         """The registry that bears the name; where ``remote`` is at that very address, as ``remote`` says."""
