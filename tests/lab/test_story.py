@@ -16,7 +16,7 @@ END_S = 60.0
 
 
 def test_story_is_told_until_ctrl_c(tmp_path: Path) -> None:
-    """Both workers run what they pulled; a replica that was killed had sent some of a layer, but not all; what is cached
+    """Both workers run what they pulled; a replica that was killed had sent some of a layer, but not all; what is held
     comes while the upstream is dead; the commands that the summary shows work as printed; SIGINT ends it with 0, and no
     process, mount or file is left."""
     mounts = Path("/proc/self/mountinfo").read_text()
