@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from node.balanced import NAMES, Balanced, balanced, needs_haproxy, wait_until
+from node.balanced import NAMES, Balanced, balanced, needs_haproxy, noise, wait_until
 from sluice.errors import ConfigInvalid
 from sluice.node.balancer import render_balancer
 from sluice.node.haproxy import Balancer
 from sluice.node.haproxy_state import BalancerState
 
 pytestmark = needs_haproxy
+BLOB = noise(16 << 20)
 START = """
 import sys
 from pathlib import Path
@@ -129,6 +132,43 @@ def test_node_with_another_certificate(scene: Balanced, tmp_path: Path) -> None:
     scene.wait_for(master_1=False, master_2=False, master_3=False)
     assert all("SSL" in one.reason or "closed" in one.reason for one in scene.seen().values())
     assert answers(scene) == 503
+
+
+def test_stop_lets_streams_finish(scene: Balanced) -> None:
+    """Stopped with time to drain, it takes no new connection and ends when its last stream has."""
+    (digest,) = {one.push("up/a", BLOB) for one in scene.replicas.values()}
+    with scene.get(f"/v2/up/a/blobs/{digest}") as body:
+        body.read(100_000)
+        stopping = threading.Thread(target=scene.balancer.stop, kwargs={"drain_s": 60.0})
+        stopping.start()
+        wait_until(lambda: not _accepts(scene.port), "no new connection")
+        assert stopping.is_alive()
+        assert body.read() == BLOB
+    stopping.join()
+    assert scene.balancer.state() == BalancerState(None, None)
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_two_at_once(scene: Balanced) -> None:
+    """Of two processes that see to it at the same time, one starts it and the other finds it running."""
+    scene.balancer.stop()
+    command = [sys.executable, "-c", START, str(scene.balancer.config), str(scene.balancer.directory)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert ["started\n", "unchanged\n"] == sorted(one.communicate()[0] for one in both)
+    assert answers(scene) == 200
+
+
+def test_events(scene: Balanced) -> None:
+    """What happened to replicas can be read afterwards, with the reason and the time."""
+    trusted = "".join(scene.replicas[name].server.ca.read_text() for name in NAMES[1:])
+    scene.apply(scene.layout(authorities=trusted))
+    scene.wait_for(master_1=False)
+    (line,) = (one for one in scene.balancer.log().splitlines() if "replicas/master-1" in one)
+    assert " is DOWN, reason: " in line
 
 
 def test_memory(scene: Balanced) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import socket
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.balanced import Body, wait_until
 from node.given import authority, node_layout
 from node.layouts import layouts
-from sluice.cluster.layout import NodeLayout
+from sluice.cluster.layout import NodeLayout, Paths
 from sluice.errors import ConfigInvalid
 from sluice.node.balancer import balancer_sections, config_path, interval_ms, render_balancer, server_name
 from sluice.node.haproxy import check_config
@@ -103,6 +104,21 @@ def test_any_layout(layout: NodeLayout) -> None:
     assert len(set(numbers)) == len(numbers)
     binds = [words for one in sections if one.kind == "frontend" for words in one.all("bind")]
     assert binds == [(f"127.0.0.1:{layout.balancer.port}",), (f"127.0.0.1:{layout.balancer.metrics_port}",)]
+
+
+@settings(deadline=None, max_examples=25)
+@given(layouts().filter(lambda layout: "balancer" in layout.sources))
+def test_haproxy_takes_any_layout(layout: NodeLayout) -> None:
+    """HAProxy itself finds no fault with what any valid layout renders to, in any mode and the middle of any switch."""
+    _, certificate, key = authority()
+    with TemporaryDirectory() as folder:
+        pem = Path(folder) / "client.pem"
+        pem.write_text(certificate + key)
+        here = layout.model_copy(update={"paths": Paths(balancer=folder)})
+        files = render_balancer(here, str(pem))
+        for path, file in files.items():
+            Path(path).write_bytes(file.content)
+        check_config(files[config_path(here)].content)
 
 
 def test_place_in_the_hash_does_not_depend_on_the_others() -> None:

@@ -100,12 +100,12 @@ def test_hosts_stand_in_the_order_of_the_sources(sources: list[str], urls: list[
 @pytest.mark.parametrize(
     ("address", "host"),
     [
-        ("up.example", Host("https://up.example", ca_path(node_layout(), CA), dial_timeout="2s")),
-        ("up.example:443", Host("https://up.example", ca_path(node_layout(), CA), dial_timeout="2s")),
-        ("up.example:5000", Host("https://up.example:5000", ca_path(node_layout(), CA), dial_timeout="2s")),
+        ("up.example", Host("https://up.example", ca_path(node_layout(), CA), dial_timeout="6s")),
+        ("up.example:443", Host("https://up.example", ca_path(node_layout(), CA), dial_timeout="6s")),
+        ("up.example:5000", Host("https://up.example:5000", ca_path(node_layout(), CA), dial_timeout="6s")),
         ("http://up.example", Host("http://up.example")),
         ("http://up.example/a", Host("http://up.example/v2/a", override_path=True)),
-        ("docker.io", Host("https://registry-1.docker.io", ca_path(node_layout(), CA), dial_timeout="2s")),
+        ("docker.io", Host("https://registry-1.docker.io", ca_path(node_layout(), CA), dial_timeout="6s")),
     ],
 )
 def test_an_upstream_as_a_host(address: str, host: Host) -> None:

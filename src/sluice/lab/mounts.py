@@ -53,16 +53,28 @@ def node_commands(topology: Topology, machine: Machine, virtual: str, authority:
     yield ("mkdir", "-p", upper, work)
     inner = [
         ("mount", "-t", "overlay", "sluice-etc", "-o", f"lowerdir=/etc,upperdir={upper},workdir={work}", "/etc"),
-        ("mkdir", "-p", f"/etc/containers/certs.d/{virtual}"),
-        ("cp", authority, f"/etc/containers/certs.d/{virtual}/ca.crt"),
-        ("mkdir", "-p", "/etc/ssl/certs"),
+        ("mkdir", "-p", f"/etc/containers/certs.d/{virtual}", "/etc/ssl/certs"),
+        ("touch", CA_BUNDLE),
+        ("cp", CA_BUNDLE, f"{RUN}/.etc/{machine.name}/system.crt"),
     ]
     lines = [shlex.join(command) for command in inner]
-    lines.append(f"cat {shlex.quote(authority)} >> {CA_BUNDLE}")
+    lines.append(trust_script(machine, virtual, authority))
     lines.append(f"printf %s {shlex.quote(hosts(topology, machine, virtual))} > /etc/hosts")
     lines.append("setsid sleep infinity </dev/null >/dev/null 2>&1 &")
     lines.append(f"echo $! > {keeper_of(machine)}")
     yield ("unshare", "--mount", "--propagation", "private", "sh", "-euc", "\n".join(lines))
+
+
+def trust_script(machine: Machine, virtual: str, authority: str) -> str:
+    """For a shell on a node: let every program there trust what is in the file ``authority`` beside the system's."""
+    system, own = f"{RUN}/.etc/{machine.name}/system.crt", f"/etc/containers/certs.d/{virtual}/ca.crt"
+    return "\n".join(
+        (
+            shlex.join(("cp", authority, own)),
+            f"{shlex.join(('cat', system, authority))} > {CA_BUNDLE}.new",
+            shlex.join(("mv", f"{CA_BUNDLE}.new", CA_BUNDLE)),
+        )
+    )
 
 
 def keeper_of(machine: Machine) -> str:

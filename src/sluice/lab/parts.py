@@ -20,9 +20,10 @@ from sluice.cluster.status import NodeStatus
 from sluice.errors import ConfigInvalid, Unavailable
 from sluice.lab.containerd import snapshotter
 from sluice.lab.containerd_config import ContainerdPlace, installed_version, render_config
+from sluice.lab.credentials import LAYOUT_NAME, SECRETS_NAME
 from sluice.lab.ground import Ground
 from sluice.lab.layouts import node_paths
-from sluice.lab.provision import LAYOUT_NAME, REGISTRY_NAME, SECRETS_NAME
+from sluice.lab.provision import REGISTRY_NAME
 from sluice.lab.state import LabDirectory
 from sluice.lab.topology import NETWORK, OPERATIONS_PORT, PREFIX_BITS, UPSTREAM_PORT, Machine, Part, PartKind, Topology
 from sluice.node.kubelet import PROGRAM
@@ -129,32 +130,45 @@ WAITED_S: Mapping[PartKind, float] = {
 """How long a part may take to become ready, in seconds."""
 
 
-def ask(ground: Ground, machine: Machine, address: tuple[str, int], path: str, *, tls: bool = False) -> int:
-    """The status of a GET made on a machine; raises OSError or HTTPException. TLS is not verified: it is a probe."""
+def fetch(
+    ground: Ground, machine: Machine, address: tuple[str, int], path: str, *, tls: bool = False
+) -> tuple[int, bytes]:
+    """Status and body of a GET made on a machine; raises OSError or HTTPException. TLS is not verified: a probe."""
     with ground.connect(machine, address, ANSWER_S) as plain:
         connection = http.client.HTTPConnection(address[0], address[1], timeout=ANSWER_S)
-        connection.sock = _unverified().wrap_socket(plain) if tls else plain
+        connection.sock = unverified().wrap_socket(plain) if tls else plain
         try:
             connection.request("GET", path)
-            return connection.getresponse().status
+            answer = connection.getresponse()
+            return answer.status, answer.read()
         finally:
             connection.close()
 
 
+def applied_version(ground: Ground, machine: Machine) -> int | None:
+    """The version of the layout that a node's agent has applied without a complaint."""
+    written = ground.inside(node_paths(machine).state) / STATUS
+    if not written.exists():
+        return None
+    status = load_document(NodeStatus, written)
+    blocked = any(finding.blocking for finding in status.findings)
+    return None if status.error is not None or blocked or status.version != status.wanted else status.version
+
+
 def _upstream_answers(ground: Ground, machine: Machine) -> bool:
-    return ask(ground, machine, (machine.address, UPSTREAM_PORT), "/v2/", tls=True) in {200, 401}
+    return fetch(ground, machine, (machine.address, UPSTREAM_PORT), "/v2/", tls=True)[0] in {200, 401}
 
 
 def _relay_answers(ground: Ground, machine: Machine) -> bool:
-    return ask(ground, machine, (machine.address, UPSTREAM_PORT), "/") == 405
+    return fetch(ground, machine, (machine.address, UPSTREAM_PORT), "/")[0] == 405
 
 
 def _replica_answers(ground: Ground, machine: Machine) -> bool:
-    return ask(ground, machine, ("127.0.0.1", OPERATIONS_PORT), "/readyz") == 200
+    return fetch(ground, machine, ("127.0.0.1", OPERATIONS_PORT), "/readyz")[0] == 200
 
 
 def _balancer_answers(ground: Ground, machine: Machine) -> bool:
-    return ask(ground, machine, ("127.0.0.1", BALANCER_PORT), "/v2/") == 200
+    return fetch(ground, machine, ("127.0.0.1", BALANCER_PORT), "/v2/")[0] == 200
 
 
 def _containerd_answers(ground: Ground, machine: Machine) -> bool:
@@ -169,15 +183,11 @@ def _containerd_answers(ground: Ground, machine: Machine) -> bool:
 
 
 def _agent_answers(ground: Ground, machine: Machine) -> bool:
-    written = ground.inside(node_paths(machine).state) / STATUS
-    if not written.exists():
-        return False
-    status = load_document(NodeStatus, written)
-    blocked = any(finding.blocking for finding in status.findings)
-    return status.version is not None and status.version == status.wanted and status.error is None and not blocked
+    return applied_version(ground, machine) is not None
 
 
-def _unverified() -> ssl.SSLContext:
+def unverified() -> ssl.SSLContext:
+    """For probes, which ask whether something answers, not who."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,86 +1,65 @@
 """What each machine of a laboratory is given before it starts: certificates, configuration, layout and secrets.
 
-Files only, written below the laboratory's directory; nothing runs yet. Each replica and each node has a certificate of
-its own; servers and nodes have an authority each, and the upstream, which is somebody else's, has another.
+Files only, written below the laboratory's directory; nothing runs yet. The upstream, which is somebody else's, has an
+authority of its own.
 """
 
 from __future__ import annotations
 
 import secrets
-import shutil
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import bcrypt
 import yaml
 
-from sluice.cluster.documents import dump_document, validate_document
-from sluice.cluster.layout import REPLICA_PORT, Login, NodeSecrets
+from sluice.cluster.documents import validate_document
+from sluice.cluster.layout import REPLICA_PORT, Login
 from sluice.config import RegistryConfig
 from sluice.errors import ConfigInvalid
+from sluice.lab.credentials import TLS_FOLDER, cluster_pki, hand_to_node, hand_to_replica, tls_files
 from sluice.lab.layouts import node_layout, upstream_address
 from sluice.lab.mounts import data_of
 from sluice.lab.state import LabDirectory
 from sluice.lab.topology import OPERATIONS_PORT, PUBLIC_PORT, UPSTREAM_PORT, Machine, Topology
 from sluice.pki.authority import PEM_BYTES_MAX, Authority, open_authority
-from sluice.pki.durable import PUBLIC_MODE, make_directory, read_bounded, write_durably
-from sluice.pki.leaf import ALWAYS_NAMED, issue_client, issue_server, parse_names
+from sluice.pki.cluster import Purpose
+from sluice.pki.durable import make_directory, read_bounded, write_durably
+from sluice.pki.leaf import issue_server, parse_names
+from sluice.pki.placing import AUTHORITY, place
 from sluice.server.users import Role, Users
 
 UPSTREAM_USER = "puller"
 PUSHER = "pusher"
 """Who may write to replicas at their public door; everybody may read there."""
-LAYOUT_NAME, SECRETS_NAME, REGISTRY_NAME = "layout.json", "secrets.json", "registry.yaml"
+REGISTRY_NAME = "registry.yaml"
 PASSWORD_NAME, USERS_NAME, UPSTREAM_CA_NAME = "upstream-password", "htpasswd", "upstream-ca.crt"
 PUSHER_NAME = "pusher-password"
 HASH_COST = 4
 """Of passwords that nobody guesses: the fewest rounds there are, since each is checked again and again."""
-NODES_CA_NAME, SERVERS_CA_NAME = "nodes-ca.crt", "servers-ca.crt"
 RESERVE_BYTES = 16 << 20
 """What a replica never fills of its disk; small, since the disk is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Authorities:
-    """Who vouches for whom."""
-
-    servers: Authority
-    nodes: Authority
-    upstream: Authority
-
-    def pem(self, authority: Authority) -> str:
-        """The certificate that others trust it by."""
-        return authority.path.read_text(encoding="ascii")
 
 
 def provision(directory: LabDirectory, topology: Topology) -> None:
     """Write everything. Raises StorageFull or ConfigInvalid."""
     now = datetime.now(UTC)
-    authorities = Authorities(
-        open_authority(directory.pki / "servers", "ca", "Sluice laboratory: servers", now),
-        open_authority(directory.pki / "nodes", "ca", "Sluice laboratory: nodes", now),
-        open_authority(directory.pki / "upstream", "ca", "Sluice laboratory: upstream", now),
-    )
-    login = _login(topology)
-    upstream_ca = _upstream_ca(topology, authorities)
+    pki, upstream_pki = cluster_pki(directory, now), _upstream_authority(directory, now)
+    login, upstream_ca = _login(topology), _upstream_ca(topology, upstream_pki)
     for machine in topology.machines:
         make_directory(directory.machine(machine))
     if topology.shape.outside is None:
-        _provision_upstream(directory.machine(topology.upstream), topology, authorities, login, now)
+        _provision_upstream(directory.machine(topology.upstream), topology, upstream_pki, login, now)
     for machine in topology.control_planes:
         if upstream_ca is not None:
             (directory.machine(machine) / UPSTREAM_CA_NAME).write_text(upstream_ca, encoding="ascii")
-        _provision_replica(directory.machine(machine), machine, topology, authorities, now)
+        hand_to_replica(directory, machine, pki, now)
+        _provision_replica(directory.machine(machine), machine, topology)
         _provision_users(directory.machine(machine))
     for machine in topology.nodes:
         home = directory.machine(machine)
-        client = issue_client(authorities.nodes, machine.name, now)
-        layout = node_layout(topology, machine, authorities.pem(authorities.servers), upstream_ca)
-        held = NodeSecrets(certificate=client.chain_pem.decode(), key=client.key_pem.decode(), upstream=login)
-        write_durably(home / LAYOUT_NAME, dump_document(layout))
-        write_durably(home / SECRETS_NAME, dump_document(held))
-        shutil.copyfile(authorities.servers.path, home / SERVERS_CA_NAME)
+        layout = node_layout(topology, machine, pki.bundle(Purpose.SERVERS), upstream_ca)
+        hand_to_node(home, pki, layout, login, now)
         if login is not None:
             write_durably(home / PASSWORD_NAME, f"{login.password}\n".encode())
 
@@ -103,11 +82,15 @@ def _login(topology: Topology) -> Login | None:
     return Login(user=UPSTREAM_USER, password=secrets.token_urlsafe(18))
 
 
-def _upstream_ca(topology: Topology, authorities: Authorities) -> str | None:
+def _upstream_authority(directory: LabDirectory, now: datetime) -> Authority:
+    return open_authority(directory.pki / "upstream", "ca", "Sluice laboratory: upstream", now)
+
+
+def _upstream_ca(topology: Topology, authority: Authority) -> str | None:
     """Who vouches for the upstream beside the system's authorities; PEM."""
     outside = topology.shape.outside
     if outside is None:
-        return authorities.pem(authorities.upstream)
+        return authority.path.read_text(encoding="ascii")
     if outside.ca is None:
         return None
     pem = read_bounded(outside.ca, PEM_BYTES_MAX)
@@ -125,10 +108,11 @@ def read_login(directory: LabDirectory, topology: Topology) -> Login | None:
 
 
 def _provision_upstream(
-    home: Path, topology: Topology, authorities: Authorities, login: Login | None, now: datetime
+    home: Path, topology: Topology, authority: Authority, login: Login | None, now: datetime
 ) -> None:
     machine = topology.upstream
-    _write_server(home, authorities.upstream, (machine.address, "localhost"), now)
+    leaf = issue_server(authority, parse_names((machine.address, "localhost")), now)
+    place(home / TLS_FOLDER, leaf.chain_pem.decode(), leaf.key_pem.decode(), authority.path.read_text(encoding="ascii"))
     make_directory(home / "data")
     if login is not None:
         write_durably(home / PASSWORD_NAME, f"{login.password}\n".encode())
@@ -143,7 +127,7 @@ def _provision_upstream(
                     "data": f"{machine.home}/data",
                     "listen": f"{machine.address}:{UPSTREAM_PORT}",
                     "operations_listen": f"127.0.0.1:{OPERATIONS_PORT}",
-                    "tls": _tls(machine),
+                    "tls": tls_files(machine),
                 }
             ),
         )
@@ -161,18 +145,14 @@ def _provision_users(home: Path) -> None:
     write_durably(home / PUSHER_NAME, f"{password}\n".encode())
 
 
-def _provision_replica(
-    home: Path, machine: Machine, topology: Topology, authorities: Authorities, now: datetime
-) -> None:
-    _write_server(home, authorities.servers, (*ALWAYS_NAMED, machine.address, machine.name), now)
-    shutil.copyfile(authorities.nodes.path, home / NODES_CA_NAME)
+def _provision_replica(home: Path, machine: Machine, topology: Topology) -> None:
     document: dict[str, object] = {
         "mode": topology.shape.mode,
         "data": data_of(machine),
         "listen": f"{machine.address}:{PUBLIC_PORT}",
-        "nodes": {"listen": f"{machine.address}:{REPLICA_PORT}", "ca": f"{machine.home}/{NODES_CA_NAME}"},
+        "nodes": {"listen": f"{machine.address}:{REPLICA_PORT}", "ca": f"{machine.home}/{TLS_FOLDER}/{AUTHORITY}"},
         "operations_listen": f"127.0.0.1:{OPERATIONS_PORT}",
-        "tls": _tls(machine),
+        "tls": tls_files(machine),
         "access": {"anonymous_pull": True},
         "storage": {"reserve_bytes": RESERVE_BYTES},
     }
@@ -196,23 +176,18 @@ def _write_registry(home: Path, config: RegistryConfig) -> None:
     write_durably(home / REGISTRY_NAME, yaml.safe_dump(value, sort_keys=False).encode())
 
 
-def _write_server(home: Path, authority: Authority, names: tuple[str, ...], now: datetime) -> None:
-    leaf = issue_server(authority, parse_names(names), now)
-    write_durably(home / "server.key", leaf.key_pem)
-    write_durably(home / "server.crt", leaf.chain_pem, mode=PUBLIC_MODE)
-
-
-def _tls(machine: Machine) -> dict[str, str]:
-    return {"certificate": f"{machine.home}/server.crt", "key": f"{machine.home}/server.key"}
-
-
 def _distribution(machine: Machine, login: Login | None) -> dict[str, object]:
     """The configuration of Debian's docker-registry (distribution 2.8, ``docs/configuration.md``)."""
+    secret = secrets.token_hex(16)
     document: dict[str, object] = {
         "version": "0.1",
         "log": {"level": "info", "accesslog": {"disabled": False}},
         "storage": {"filesystem": {"rootdirectory": f"{machine.home}/data"}, "delete": {"enabled": True}},
-        "http": {"addr": f"{machine.address}:{UPSTREAM_PORT}", "tls": _tls(machine), "secret": secrets.token_hex(16)},
+        "http": {
+            "addr": f"{machine.address}:{UPSTREAM_PORT}",
+            "tls": tls_files(machine),
+            "secret": secret,
+        },
     }
     if login is not None:
         document["auth"] = {"htpasswd": {"realm": "laboratory", "path": f"{machine.home}/{USERS_NAME}"}}

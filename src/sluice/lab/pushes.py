@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sluice.lab.credentials import servers_ca
 from sluice.lab.ground import Ground
 from sluice.lab.images import Ballast, Destination, build_image, build_pause, find_busybox, push
 from sluice.lab.parts import PAUSE_IMAGE
@@ -80,7 +81,7 @@ def push_to_replica(
     for image in images:
         to = Destination(
             f"{machine.address}:{PUBLIC_PORT}/{image.repository}",
-            directory.pki / "servers" / "ca.crt",
+            servers_ca(directory),
             login.user,
             login.password,
             prefix=tuple(ground.enter((), machine)),

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from sluice.errors import ConfigInvalid, Unavailable
+from sluice.lab.credentials import SERVERS_CA_NAME
 from sluice.lab.down import remove_cgroups, take_down
 from sluice.lab.ground import Beginning, Ground, find_init, require_means
 from sluice.lab.laboratory import VIRTUAL
@@ -25,7 +26,7 @@ from sluice.lab.mounts import ground_commands, machine_commands, node_commands
 from sluice.lab.network import network_commands
 from sluice.lab.parts import WAITED_S, install_plugin, is_ready, prepare_containerd, start_part
 from sluice.lab.processes import running_parts
-from sluice.lab.provision import SERVERS_CA_NAME, provision
+from sluice.lab.provision import provision
 from sluice.lab.pushes import build_images, push_to_replica, push_to_upstream
 from sluice.lab.state import LabDirectory
 from sluice.lab.topology import LabShape, Part, Topology, plan_topology

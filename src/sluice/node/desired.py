@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 from sluice.cluster.layout import NodeLayout, NodeSecrets
 from sluice.errors import ConfigInvalid
-from sluice.node.balancer import render_balancer
+from sluice.node.balancer import render_balancer, run_directory
 from sluice.node.containers_conf import render_containers
 from sluice.node.files import Files, FileSpec
+from sluice.node.found import ancestors
 from sluice.node.hosts import render_hosts
 from sluice.node.kubelet import render_kubelet
 from sluice.node.pods import render_pods
@@ -30,7 +31,7 @@ def desired_files(layout: NodeLayout, secrets: NodeSecrets | None) -> Files:
                     f"paths: two different files would be {path}: give each part a directory of its own"
                 )
             files[path] = spec
-    above = {path.rpartition("/")[0] for path in files}
+    above = ancestors(files) | {run_directory(layout)}
     for path in files:
         if path in above:
             raise ConfigInvalid(f"paths: {path} would be a file and a directory: give each part one of its own")

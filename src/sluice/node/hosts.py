@@ -33,7 +33,9 @@ from sluice.node.serialize import NOTICE
 FILE_NAME = "hosts.toml"
 CAPABILITIES = ["pull", "resolve"]  # "referrers" would make versions before 2.2 refuse the whole file
 DIAL_TIMEOUT = "2s"
-"""How long a connection may take: a machine of the cluster that is cut off costs two seconds, not thirty."""
+"""How long a connection to a machine of the cluster may take: one that is cut off costs two seconds, not thirty."""
+UPSTREAM_DIAL_TIMEOUT = "6s"
+"""The same for what is called by name, with the look-up: a dead name server before a living one costs five of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ class _Hosts:
         prefix = remote.parsed.prefix
         if prefix:
             host = replace(host, url=f"{host.url}/v2/{prefix}", override_path=True)
-        return replace(host, dial_timeout=DIAL_TIMEOUT) if remote.parsed.scheme == "https" else host
+        return replace(host, dial_timeout=UPSTREAM_DIAL_TIMEOUT) if remote.parsed.scheme == "https" else host
 
     def _real(self, registry: MirroredRegistry) -> Host:
         """The registry that bears the name; where ``remote`` is at that very address, as ``remote`` says."""
