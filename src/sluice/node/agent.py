@@ -21,6 +21,8 @@ from sluice.cluster.status import Finding, NodeStatus
 from sluice.errors import ConfigInvalid, NodeRefused, SluiceError
 from sluice.node.apply import adopt_state, agent_locked, apply_intent, intend
 from sluice.node.containerd import read_containerd
+from sluice.node.containers_check import check_containers
+from sluice.node.containers_found import read_registries
 from sluice.node.haproxy import Balancer
 from sluice.node.haproxy_state import BalancerState
 from sluice.node.preflight import check_containerd
@@ -146,11 +148,13 @@ class Agent:
         return layout, secrets or read_secrets(self._state), problem
 
     def _examine(self, now: float) -> str | None:
-        """Look at containerd: whether it takes what is written for it."""
+        """Look at the runtimes: whether they take what is written for them."""
         self._preflight = ()
         if self._applied is not None and "containerd" in self._applied.runtimes and self._applied.mode != "unmanaged":
             facts = read_containerd(Path(self._applied.paths.containerd_config))
             self._preflight = check_containerd(self._applied, facts)
+        if self._applied is not None:
+            self._preflight += check_containers(self._applied, read_registries(self._applied))
         self._look_at = now + (AGAIN_S if self._preflight else RESCAN_S)
         return None
 
