@@ -15,7 +15,7 @@ from sluice.pki.rotation import Step, hindrances
 
 KINDS = {purpose.removesuffix("s"): purpose for purpose in Purpose}
 DIRECTORY = click.argument("directory", type=click.Path(path_type=Path))
-TODO = {
+BEFORE = {
     Step.TRUST: "nothing has to be done first",
     Step.SIGN: "first let {bundle} reach everybody who verifies {purpose}",
     Step.RETIRE: "first issue everything anew and put it in its place",
@@ -123,7 +123,7 @@ def rotate(directory: Path, kind: str, step: str | None, gone: tuple[str, ...], 
     rotation = known.rotation(purpose)
     behind = hindrances(rotation, rotation.next_step, known.evidence(purpose, now, {}, {}))
     bundle = known.bundle_path(purpose)
-    todo = TODO[rotation.next_step].format(bundle=bundle, purpose=purpose)
+    todo = BEFORE[rotation.next_step].format(bundle=bundle, purpose=purpose)
     record = {
         "kind": kind,
         "stage": rotation.stage.value,

@@ -71,6 +71,7 @@ class Service:
         self.had_upstreams = False
         self._totals = Totals(0, 0, 0)
         self._access: Access | None = None
+        self._tokens: Tokens
         self._listeners: dict[str | None, Listener] = {}
         self._renewing = asyncio.Lock()
         self._certified: Sequence[Signature] = ()
@@ -111,13 +112,14 @@ class Service:
         self._run_beside(self._every(CONFIG_CHECK_S, self.reload.look))
         self._run_beside(self._every(CONFIG_CHECK_S, self._look_at_certificates))
         self._run_beside(self._every(CERTIFICATE_CHECK_S, self.renew_certificates))
+        self._run_beside(self._every(CERTIFICATE_CHECK_S, self._renew_token_key))
         self._run_beside(self._every(self.config.limits.header_idle_s / 2, self._sweep_connections))
         self._run_beside(self._every(SWEEP_S, self._sweep_cache))
         self._run_beside(self.schedule.run())
 
     def _registry(self) -> Registry:
         config = self.config
-        tokens = Tokens(config.data, self.users, config.access.service)
+        tokens = self._tokens = Tokens(config.data, self.users, config.access.service)
         checks = PasswordCheck(self.users, config.limits.password_checks)
         settings = AccessSettings(
             open=is_loopback(config.listen),
@@ -229,6 +231,10 @@ class Service:
         if await asyncio.to_thread(self.certificates.signature) != self._certified:
             await asyncio.sleep(SETTLE_S)
             await self.renew_certificates()
+
+    async def _renew_token_key(self) -> None:
+        if await asyncio.to_thread(self._tokens.renew, self.config.access.token_ttl_s):
+            log.info("tokens are signed with a new key; those in use live to their end")
 
     async def _check_health(self) -> None:
         reads = "stopping" if self._stopping else ""

@@ -9,7 +9,6 @@ Specification" and "OAuth2 Token Authentication".
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +20,8 @@ from types import MappingProxyType
 
 import jwt
 
-from sluice.errors import ConfigInvalid, RequestInvalid
-from sluice.pki.durable import create_durably, read_bounded
+from sluice.errors import RequestInvalid
+from sluice.pki.signing import identifier, load_keys, rotate_keys
 from sluice.server.passwords import Remembered
 from sluice.server.users import User, Users
 from sluice.wire.challenge import Scope, parse_scopes
@@ -30,15 +29,12 @@ from sluice.wire.credentials import AUTHORIZATION_LENGTH_MAX, BasicCredentials, 
 from sluice.wire.query import Query, parse_query
 
 KEY_FILE_NAME = "token.key"
-KEY_BYTES = 32
 NOT_BEFORE_LEEWAY_S = 10
 TOKEN_LENGTH_MAX = AUTHORIZATION_LENGTH_MAX - 256  # must come back in one header
 CLAIMS_REMEMBERED_MAX = 10_000
 CATALOG = "registry:catalog"
 """The key of the catalog among grants; a colon cannot occur in a repository's name."""
 
-_KEY_FILE_BYTES_MAX = 4096
-_KEY_TEXT = re.compile(rb"[0-9a-f]{64}\n?")
 _ALGORITHM = "HS256"
 _CLAIMS = ["aud", "exp", "iss", "nbf", "sub", "jti", "access", "record"]
 
@@ -107,16 +103,27 @@ class TokenClaims:
 
 
 class Tokens:
-    """Issues and verifies the tokens of one registry, with the key in ``<data>/token.key``."""
+    """Issues and verifies the tokens of one registry, with the keys in ``<data>/token.key``."""
 
     def __init__(self, data: Path, users: Users, service: str, *, clock: Callable[[], float] = time.time) -> None:
         """``service`` is both issuer and audience; ``clock`` gives seconds since 1970. Raises ConfigInvalid."""
         self.clock = clock
         self._users = users
         self._service = service
-        self._key = _signing_key(data / KEY_FILE_NAME)
-        self._key_id = sha256(self._key).hexdigest()[:16]
+        self._path = data / KEY_FILE_NAME
+        self._keys = load_keys(self._path, clock())
         self._remembered: Remembered[TokenClaims] = Remembered(CLAIMS_REMEMBERED_MAX)
+
+    def renew(self, ttl_s: int) -> bool:
+        """Let a new key sign where the current one has done so for long; tokens of ``ttl_s`` live to their end.
+
+        False where it is not time. Blocks. Raises StorageFull or ConfigInvalid, and the current one goes on signing.
+        """
+        now = self.clock()
+        if not self._keys.is_due(now):
+            return False
+        self._keys = rotate_keys(self._path, self._keys, now, ttl_s)
+        return True
 
     def issue(self, user: User | None, scopes: Sequence[Scope], ttl_s: int) -> TokenResponse:
         """A token for ``user`` (None: anonymous) with exactly ``scopes``, for ``ttl_s`` seconds.
@@ -135,7 +142,7 @@ class Tokens:
             "access": [{"type": s.type, "name": s.name, "actions": sorted(s.actions)} for s in scopes],
             "record": "" if user is None else user.fingerprint,
         }
-        token = jwt.encode(claims, self._key, _ALGORITHM, {"kid": self._key_id})
+        token = jwt.encode(claims, self._keys.current, _ALGORITHM, {"kid": identifier(self._keys.current)})
         if len(token) > TOKEN_LENGTH_MAX:
             raise RequestInvalid(
                 f"a token for {len(scopes)} scopes would have {len(token)} bytes, and at most {TOKEN_LENGTH_MAX} fit"
@@ -161,9 +168,11 @@ class Tokens:
         # The times are compared below, with our clock; the library would look at its own.
         options = {"require": _CLAIMS, "verify_exp": False, "verify_nbf": False, "verify_iat": False}
         try:
+            named = jwt.get_unverified_header(token).get("kid", identifier(self._keys.current))
+            key = self._keys.accepted(now)[named]
             claims = jwt.decode(
                 token,
-                self._key,
+                key,
                 algorithms=[_ALGORITHM],
                 audience=self._service,
                 issuer=self._service,
@@ -191,16 +200,3 @@ def _in_form(fields: Query, authorization: bytes | None) -> Credentials | None:
     if "username" in fields or "password" in fields:
         return BasicCredentials(fields.get("username", ""), fields.get("password", ""))
     return parse_authorization(authorization)
-
-
-def _signing_key(path: Path) -> bytes:
-    """The key, made on first use; of two processes that make it at once, both take the one that was first."""
-    if (text := read_bounded(path, _KEY_FILE_BYTES_MAX)) is None:
-        create_durably(path, secrets.token_hex(KEY_BYTES).encode() + b"\n")
-        text = read_bounded(path, _KEY_FILE_BYTES_MAX) or b""
-    if _KEY_TEXT.fullmatch(text) is None:
-        raise ConfigInvalid(
-            f"token key {path} is damaged: it is not {KEY_BYTES} bytes in hexadecimal; remove it to have a new one"
-            " made, which ends the tokens in use: clients get new ones by themselves"
-        )
-    return bytes.fromhex(text.decode().strip())
