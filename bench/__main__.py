@@ -15,7 +15,18 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from bench import machine, report, rows_cache, rows_cold, rows_limits, rows_neighbour, rows_node, rows_pull, rows_push
+from bench import (
+    machine,
+    report,
+    rows_agent,
+    rows_cache,
+    rows_cold,
+    rows_limits,
+    rows_neighbour,
+    rows_node,
+    rows_pull,
+    rows_push,
+)
 from bench.measure import Row, show_progress
 from bench.peers import NGINX, REGISTRY, SLUICE
 from bench.site import ROOT, Scale, Site, open_site
@@ -43,6 +54,7 @@ _ROWS: dict[str, Callable[[Site], list[Row]]] = {
     "15": rows_cache.fills,
     "16": rows_neighbour.etcd,
     "17": rows_node.balancer,
+    "19": rows_agent.agent,
 }
 _PEERS = (SLUICE, REGISTRY, NGINX)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,48 @@ def test_force_replaces_and_undo_brings_back(tmp_path: Path) -> None:
     apply_intent(intend(layout_below(tmp_path, registries=()), node_secrets()))
     undo(tmp_path / STATE)
     assert before == snapshot(tmp_path)
+
+
+def test_what_comes_beside_a_file_of_ours_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Once Sluice has a host, containerd looks at nothing else in its directory, nor at ``_default`` for it."""
+    apply_intent(intend(layout_below(tmp_path), node_secrets()))
+    put(tmp_path / HOSTS / "quay.io" / ".hosts.toml.swp", b"")
+    put(tmp_path / HOSTS / "_default" / "hosts.toml", b"")
+    apply_intent(intend(layout_below(tmp_path, sources=("replicas",)), node_secrets()))
+    with pytest.raises(NodeRefused, match="_default serves all hosts"):
+        apply_intent(intend(layout_below(tmp_path, registries=({"name": "ghcr.io"},)), node_secrets()))
+
+
+def test_a_reader_always_sees_a_whole_file(tmp_path: Path) -> None:
+    """While a layout is changed to and fro, whoever opens hosts.toml gets one of the two, and its CA is there."""
+    intents = [
+        intend(layout_below(tmp_path, sources=sources), node_secrets())
+        for sources in (
+            ("replicas",),
+            ("balancer", "replicas"),
+        )
+    ]
+    path = f"{tmp_path}/{HOSTS}/docker.io/hosts.toml"
+    known = {intent.files[path].content for intent in intents}
+    apply_intent(intents[0])
+    ended, read, wrong = threading.Event(), [0], list[bytes]()
+
+    def keep_reading() -> None:
+        while not ended.is_set():
+            content = Path(path).read_bytes()
+            read[0] += 1
+            if content not in known:
+                wrong.append(content)
+
+    reader = threading.Thread(target=keep_reading)
+    reader.start()
+    try:
+        for number in range(60):
+            apply_intent(intents[(number + 1) % 2])
+    finally:
+        ended.set()
+        reader.join()
+    assert (wrong, read[0] > 60) == ([], True)
 
 
 def test_an_edited_file_of_ours_is_not_overwritten(tmp_path: Path) -> None:

@@ -57,11 +57,11 @@ def test_apply_status_and_undo(node: Node, capsys: pytest.CaptureFixture[str]) -
     assert "nothing had to change" in capsys.readouterr().out
     assert (pid, 0) == (node.balancer.state().pid, run(["node", "plan", *documents(node)]))
     assert capsys.readouterr().out == "nothing to do\n"
-    assert run(["node", "status", "--state", str(node.state)]) == 0
+    assert run(["node", "status", "--layout", str(node.document)]) == 0
     out = capsys.readouterr().out
     for line in ("version   1", "agent     does not run", "balancer  runs", "master-1  127.0.0.1:"):
         assert line in out
-    assert run(["node", "undo", "--state", str(node.state), "--dry-run"]) == 0
+    assert run(["node", "undo", "--layout", str(node.document), "--dry-run"]) == 0
     assert f"--- {node.hosts}/docker.io/hosts.toml" in capsys.readouterr().out
     assert run(["node", "undo", "--state", str(node.state)]) == 0
     assert (False, before) == (node.balancer.state().running, snapshot(node.root))

@@ -43,13 +43,20 @@ SECRETS = click.option(
     show_envvar=True,
     help="The node's certificate, key and the upstream's login.",
 )
+MAY_HAVE_LAYOUT = click.option(
+    "--layout",
+    "layout_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    envvar="SLUICE_NODE_LAYOUT",
+    show_envvar=True,
+    help="The node's layout, for its paths.state.",
+)
 STATE = click.option(
     "--state",
     type=click.Path(path_type=Path),
     metavar="DIRECTORY",
-    default=Path(Paths().state),
-    show_default=True,
-    help="Where Sluice remembers what it did on this node (paths.state of the layout).",
+    help=f"Where Sluice remembers what it did, instead of a layout's paths.state.  [default: {Paths().state}]",
 )
 FORCE = click.option(
     "--force", is_flag=True, help="Replace foreign and edited files too; undo brings foreign ones back."
@@ -93,17 +100,19 @@ def apply_layout(layout_file: Path, secrets_file: Path | None, force: bool, outp
 
 
 @node.command("undo")
+@MAY_HAVE_LAYOUT
 @STATE
 @click.option("--force", is_flag=True, help="Take back edited files too; the edits are lost.")
 @click.option("--dry-run", is_flag=True, help="Print what would change, and change nothing.")
 @OUTPUT
-def take_back(state: Path, force: bool, dry_run: bool, output: str) -> int:
+def take_back(layout_file: Path | None, state: Path | None, force: bool, dry_run: bool, output: str) -> int:
     """Restore exactly what was there before Sluice, and stop the balancer."""
+    place = _state(layout_file, state)
     if dry_run:
-        return _show(plan_undo(state, force=force), output)
-    layout = read_layout(state)
+        return _show(plan_undo(place, force=force), output)
+    layout = read_layout(place)
     programs = () if layout is None else (NodePrograms(layout),)
-    plan = undo(state, *programs, force=force)
+    plan = undo(place, *programs, force=force)
     show_record(_record(plan), output, f"everything is as it was before Sluice: {_counted(plan)}")
     return 0
 
@@ -138,11 +147,12 @@ def prepare_containerd(layout_file: Path, dry_run: bool, restart: bool, output: 
 
 
 @node.command("status")
+@MAY_HAVE_LAYOUT
 @STATE
 @OUTPUT
-def show_status(state: Path, output: str) -> None:
+def show_status(layout_file: Path | None, state: Path | None, output: str) -> None:
     """Print what this node is told and how it is: version, mode, health, findings, replicas and since when."""
-    status = current_status(state, time.time())
+    status = current_status(_state(layout_file, state), time.time())
     if output == "json":
         show_record(status.model_dump(mode="json"), output, "")
         return
@@ -159,23 +169,14 @@ def show_status(state: Path, output: str) -> None:
 
 
 @node.command("run")
-@click.option(
-    "--layout",
-    "layout_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    required=True,
-    envvar="SLUICE_NODE_LAYOUT",
-    show_envvar=True,
-    help="The node's layout. May come later: until then, the last good one holds.",
-)
+@LAYOUT
 @SECRETS
-@click.option("--state", type=click.Path(path_type=Path), metavar="DIRECTORY", help="paths.state of the layout.")
+@STATE
 def run_agent(layout_file: Path, secrets_file: Path | None, state: Path | None) -> None:
     """Follow the layout: apply each version, keep the balancer running, write down how things are.
 
-    A layout that cannot be applied changes nothing. SIGHUP looks at everything at once; SIGTERM ends the agent, and
-    the balancer runs on.
+    A layout that cannot be applied changes nothing; where it cannot be read, the last good one holds. SIGHUP looks at
+    everything at once; SIGTERM ends the agent, and the balancer runs on.
     """
     agent = Agent(Place(layout_file, secrets_file, state), say=lambda line: click.echo(line, err=True))
     stop, again, wake = Event(), Event(), Event()
@@ -192,6 +193,12 @@ def run_agent(layout_file: Path, secrets_file: Path | None, state: Path | None) 
 def _documents(layout_file: Path, secrets_file: Path | None) -> tuple[NodeLayout, NodeSecrets | None]:
     layout = load_document(NodeLayout, layout_file)
     return layout, load_document(NodeSecrets, secrets_file) if secrets_file is not None else None
+
+
+def _state(layout_file: Path | None, state: Path | None) -> Path:
+    if state is not None:
+        return state
+    return Path(Paths().state if layout_file is None else load_document(NodeLayout, layout_file).paths.state)
 
 
 def _show(plan: Plan, output: str) -> int:

@@ -32,7 +32,8 @@ from sluice.node.status import describe_replicas
 from sluice.pki.durable import PUBLIC_MODE, write_durably
 
 POLL_S = 1.0
-BALANCER_S = 3.0
+BALANCER_S = 5.0
+"""Between two questions to the balancer; whether its process is there is looked at with every poll."""
 AGAIN_S = 30.0
 """After what failed, and while there are findings."""
 RESCAN_S = 300.0
@@ -75,7 +76,7 @@ class Agent:
         agent runs."""
         adopt_state(self._state)
         with agent_locked(self._state):
-            self._applied = read_layout(self._state)
+            self._guard("layout", self._remember, self._clock())
             while not stop.is_set():
                 self.tick(everything=again.is_set())
                 again.clear()
@@ -95,10 +96,14 @@ class Agent:
         if everything or containerd != self._containerd or now >= self._look_at:
             self._containerd = containerd
             self._guard("containerd", self._examine, now)
-        if now >= self._balancer_at:
+        if now >= self._balancer_at or self._balancer_died():
             self._balancer_at = now + BALANCER_S
             self._guard("balancer", self._keep_balancer, now)
         self._write(now, running=True)
+
+    def _balancer_died(self) -> bool:
+        pid = self._balancer.pid if self._balancer is not None else None
+        return pid is not None and not os.path.exists(f"/proc/{pid}")
 
     def _guard(self, part: str, work: Callable[[float], str | None], now: float) -> None:
         """Do it; what it returns or raises is what is wrong with ``part``, until the next time."""
@@ -133,6 +138,10 @@ class Agent:
         self._follow_at = min(now + RESCAN_S, plan.due_at or now + RESCAN_S)
         self._look_at = self._balancer_at = 0.0
         return problem
+
+    def _remember(self, now: float) -> str | None:
+        self._applied = read_layout(self._state)
+        return None
 
     def _documents(self) -> tuple[NodeLayout | None, NodeSecrets | None, str | None]:
         """What is to be applied, or the last good where that cannot be read, and why it is not what was asked for."""

@@ -6,7 +6,7 @@ Part of ``plan``. Each obstacle names its path and what the user can do; nothing
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sluice.node.files import Files
@@ -57,13 +57,13 @@ def find_obstacles(given: Obstacles, hosts: str) -> Iterator[Refusal]:
 
 def accepted(given: Obstacles, hosts: str) -> tuple[str, ...]:
     """What is in the way of nothing because it was left there by force, now or before."""
-    passed = sorted({one.path for one in _passed(given, hosts)})
-    return tuple(path for path in passed if given.force or path in given.record.accepted)
+    passed = {one.path for one in _passed(given, hosts)} if given.force else set()
+    return tuple(sorted(passed | set(given.record.accepted)))
 
 
 def _passed(given: Obstacles, hosts: str) -> Iterator[Refusal]:
-    """What stops having an effect, and can stay where it is."""
-    names = _host_names(given.desired, hosts)
+    """What stops having an effect when Sluice takes a host, and can stay where it is."""
+    names = _host_names([path for path in given.desired if path not in given.record.files], hosts)
     if names and DEFAULT_HOST in (given.found.directories.get(hosts) or ()):
         yield Refusal(f"{hosts}/{DEFAULT_HOST}", "serves all hosts, and Sluice is about to take some", _DEFAULT)
     for name in sorted(names):
@@ -121,9 +121,9 @@ def _entries(given: Obstacles) -> Iterator[tuple[str, Entry]]:
             yield path, entry
 
 
-def _host_names(desired: Files, hosts: str) -> set[str]:
-    """The names of the directories below ``hosts`` that desired files are in."""
-    below = (path.removeprefix(f"{hosts}/").split("/") for path in desired if hosts and path.startswith(f"{hosts}/"))
+def _host_names(paths: Iterable[str], hosts: str) -> set[str]:
+    """The names of the directories below ``hosts`` that these files are in."""
+    below = (path.removeprefix(f"{hosts}/").split("/") for path in paths if hosts and path.startswith(f"{hosts}/"))
     return {parts[0] for parts in below if len(parts) > 1}
 
 

@@ -4,8 +4,8 @@
 all is changed. Rules:
 
 - A file that is not ours is never replaced, nor one of ours that somebody has edited since; ``force`` replaces both,
-  and ``undo`` brings back what was there when Sluice first came. What only stops having an effect (``_default``, a CA
-  beside a hosts.toml) is refused too, and by force left where it is from then on.
+  and ``undo`` brings back what was there when Sluice first came. What only stops having an effect when Sluice takes a
+  host (``_default``, a CA beside a hosts.toml) is refused then, and by force left where it is from then on.
 - A file of ours that lost its mode or owner, or that somebody removed, is put back without asking.
 - What others refer to (``early``) is written first. When nobody wants it any more, it is kept for ``KEEP_S`` and then
   removed: containerd reads hosts.toml twice in a pull, and a CA file that is missing the second time fails the pull.
@@ -90,8 +90,7 @@ def make_plan(given: Situation) -> Plan:
     directories = [Step(do="make", path=path, group=MAKE, mode=mode) for path, mode in made.items()]
     steps = _sorted((*directories, *draft.steps, *_unmake(given.record, gone)))
     refusals = tuple(find_obstacles(obstacles, given.hosts))
-    left = accepted(obstacles, given.hosts) if given.part == "node" else given.record.accepted
-    record = Record(files=draft.entries, directories=ours, accepted=left)
+    record = Record(files=draft.entries, directories=ours, accepted=accepted(obstacles, given.hosts))
     return Plan(steps, refusals, record, min(draft.due, default=None))
 
 
