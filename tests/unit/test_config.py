@@ -148,6 +148,12 @@ def test_precedence(
         ),
         (
             {},
+            {"listen": "localhost:5001"},
+            "listen is 'localhost:5001' (flag --listen): has no IP address to listen on:"
+            " write for example 127.0.0.1:5001 or [::1]:5001",
+        ),
+        (
+            {},
             {"peers.ca": "/ca"},
             "peers.ca is '/ca' (flag --peers-ca): has no effect without listen: set both or neither",
         ),

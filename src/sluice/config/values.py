@@ -77,8 +77,13 @@ def is_loopback(address: str) -> bool:
 
 
 def _address(value: object) -> str:
+    """Where to listen: one address of this machine, which a name might not be. Raises ValueError with the remedy."""
     text = str(value)
-    split_address(text)
+    host, _ = split_address(text)
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError("has no IP address to listen on: write for example 127.0.0.1:5001 or [::1]:5001") from None
     return text
 
 
