@@ -96,6 +96,7 @@ def test_cut_and_healed(place: Place) -> None:
 
 def test_full_disk_and_room_again(place: Place) -> None:
     """On a full disk nothing can be written, what is there can be read, and healing gives the room back."""
+    assert place.call("pull", "cp-1", "lab/hello:1").code == 0
     lab = place.open()
     data = lab.ground.inside(data_of(lab.topology.control_planes[0]))
     do(place, "fill-disk", "cp-1")
@@ -104,6 +105,7 @@ def test_full_disk_and_room_again(place: Place) -> None:
             (data / "more").write_bytes(bytes(1 << 20))
         assert "disk full" in {one.part: one.note for one in lab.status()}["cp-1/replica"]
         assert place.call("exec", "worker-1", "curl", "-sSf", "http://127.0.0.1:5001/v2/").code == 0
+        assert place.call("pull", "worker-1", "lab/hello:1").code == 0
     finally:
         (data / "more").unlink(missing_ok=True)
         do(place, "heal", "cp-1/replica")

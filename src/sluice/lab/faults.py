@@ -24,6 +24,8 @@ from sluice.lab.topology import Machine, Part
 POLL_S = 0.02
 TAKEN_S = 5.0
 """How long the kernel may take to kill or stop a process, in seconds."""
+NOTICED_S = 10.0
+"""How long balancers may take to see again what was given back, in seconds."""
 FILLS = 20
 """How often a disk is made as small as what is on it, while something still writes."""
 
@@ -112,6 +114,8 @@ def heal(lab: Laboratory, target: str) -> str:
     done += _revive(lab, list(dict.fromkeys([*keepers, *parts])))
     for part in parts:
         _await(partial(is_ready, lab.ground, part), f"{part.name} does not answer", WAITED_S[part.kind])
+    if done:
+        _let_balancers_notice(lab)
     return "; ".join(done) or f"nothing is missing of {target}"
 
 
@@ -125,6 +129,20 @@ FAULTS: dict[str, Fault] = {
     "fill-disk": fill_disk,
     "corrupt": corrupt,
 }
+
+
+def _let_balancers_notice(lab: Laboratory) -> None:
+    """What has been given back is of use only then. Some may have nobody left to notice: that is no failure."""
+    running, cut = lab.running(), lab.cut_links()
+    waiting = [
+        part
+        for part in lab.topology.parts
+        if part.kind == "balancer" and part.machine.name not in cut and running[part.name]
+    ]
+    deadline = time.monotonic() + NOTICED_S
+    while waiting and time.monotonic() < deadline:
+        waiting = [part for part in waiting if not is_ready(lab.ground, part)]
+        time.sleep(POLL_S)
 
 
 def _revive(lab: Laboratory, parts: list[Part]) -> list[str]:
