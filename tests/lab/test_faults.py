@@ -1,0 +1,202 @@
+"""What is taken away from a cluster in the middle of its work, and what must happen then: nearly always nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
+
+import pytest
+
+from lab.clusters import cluster, wait_until
+from lab.isolated import needs_lab
+from lab.workload import REWRITE, Rotation, hand_out, node_status, pulling
+from sluice.cluster.layout import NodeLayout
+from sluice.errors import PullFailed
+from sluice.lab import faults
+from sluice.lab.cri import pull
+from sluice.lab.evidence import Sending, received, sendings
+from sluice.lab.laboratory import full_name
+from sluice.lab.provision import LAYOUT_NAME, SECRETS_NAME
+from sluice.lab.scene import LabScene, Published
+from sluice.lab.story import find_sender, survive
+
+pytestmark = needs_lab
+LAYER = 128 << 20
+SMALL = 1 << 20
+SEEN_S = 2.0
+FAILS_S = 5.0
+DIAL_S = 30.0
+SLACK_S = 2.0
+"""What a machine that is busy with other tests may add."""
+REWRITES = 1000
+REWRITE_S = 200.0
+SEEDS = count(1)
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[LabScene]:
+    with cluster(control_planes=3, workers=2) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def whole(scene: LabScene) -> Iterator[None]:
+    """Every test leaves the laboratory as it found it, and finds it with every replica in use."""
+    yield
+    faults.heal(scene.lab, faults.ALL)
+    for node in scene.nodes:
+        wait_until(lambda node=node: all(one.up for one in scene.seen(node).values()))  # type: ignore[misc]
+
+
+def fresh(scene: LabScene, size: int) -> Published:
+    """An image whose big layer nobody has."""
+    seed = next(SEEDS)
+    return scene.publish(f"team/app-{seed}", size, seed)
+
+
+@pytest.mark.parametrize(
+    ("fault", "target", "said"),
+    [(faults.kill, "{}/replica", "stopped"), (faults.freeze, "{}/replica", "frozen"), (faults.cut, "{}", "link cut")],
+    ids=["killed", "frozen", "cut"],
+)
+def test_a_replica_lost_in_the_middle_of_a_layer(scene: LabScene, fault: faults.Fault, target: str, said: str) -> None:
+    """The pull succeeds: the victim sent some of the layer and another the rest. The balancer sees within two seconds
+    that it is gone, and both status commands say so."""
+    node, image, noticed = "worker-1", fresh(scene, LAYER), 0.0
+
+    def strike(victim: str) -> None:
+        nonlocal noticed
+        # The layer's end would come before a slow machine's strike.
+        faults.freeze(scene.lab, "upstream")
+        fault(scene.lab, target.format(victim))
+        noticed = wait_until(lambda: not scene.seen(node)[victim].up)
+        faults.thaw(scene.lab, "upstream")
+
+    survived = survive(scene, node, image, strike)
+    assert survived is not None
+    assert 0 < survived.sent[survived.victim] < image.size
+    assert image.size == sum(survived.sent.values())
+    assert noticed < SEEN_S + SLACK_S
+    part = next(one for one in scene.lab.status() if one.part == f"{survived.victim}/replica")
+    assert said in {part.state, part.note}
+    wait_until(lambda: {survived.victim} == down(scene, node))
+
+
+def down(scene: LabScene, node: str) -> set[str]:
+    """The replicas of which ``sluice node status`` says so."""
+    return {one["name"] for one in node_status(scene, node)["replicas"] if not one["up"]}
+
+
+def test_full_disks_stop_writing_only(scene: LabScene) -> None:
+    """With no room on any replica, what was cached is served, and what was not goes through."""
+    cached, other = fresh(scene, SMALL), fresh(scene, SMALL)
+    scene.pull("worker-1", cached.reference)
+    for replica in scene.replicas:
+        faults.fill_disk(scene.lab, replica)
+    for image in (cached, other):
+        assert scene.pull("worker-2", image.reference).startswith("sha256:")
+    assert all(one.up for one in scene.seen("worker-2").values())
+
+
+def test_all_replicas_killed(scene: LabScene) -> None:
+    """A pull fails within five seconds, and ``node status`` names every replica and since when."""
+    image, socket = fresh(scene, SMALL), scene.place("worker-1").socket
+    before = time.time()
+    for replica in scene.replicas:
+        scene.kill(replica)
+    began = time.monotonic()
+    with pytest.raises(PullFailed):
+        pull(socket, full_name(image.reference))
+    assert time.monotonic() - began < FAILS_S
+    wait_until(lambda: set(scene.replicas) == down(scene, "worker-1"))
+    wait_until(lambda: node_status(scene, "worker-1")["healthy"] is False)
+    found = node_status(scene, "worker-1")
+    assert all(before - SLACK_S < one["since"] < time.time() for one in found["replicas"])
+
+
+def test_balancer_killed_in_the_middle_of_a_layer(scene: LabScene) -> None:
+    """The runtime goes on with a replica itself, the pull succeeds, and the agent brings the balancer back."""
+    node, image = "worker-1", fresh(scene, LAYER)
+    with held_in_the_middle(scene, node, image) as going:
+        faults.kill(scene.lab, f"{node}/balancer")
+    assert going.result().startswith("sha256:")
+    wait_until(lambda: [True] == [0 < one.sent < image.size for one in answers(scene, image) if one.status == 206])
+    wait_until(lambda: scene.balancer(node).state().running)
+
+
+def test_balancer_upgraded_in_the_middle_of_a_layer(scene: LabScene) -> None:
+    """Another configuration is taken over while a layer comes, which comes to its end in one piece."""
+    node, image = "worker-1", fresh(scene, LAYER)
+    before = scene.balancer(node).state().config
+    with held_in_the_middle(scene, node, image) as going:
+        hand_out(scene, rarer_checks, node)
+        wait_until(lambda: scene.balancer(node).state().config not in {before, None})
+    assert going.result().startswith("sha256:")
+    wait_until(lambda: [(200, image.size)] == [(one.status, one.sent) for one in answers(scene, image)])
+
+
+def rarer_checks(layout: NodeLayout) -> NodeLayout:
+    return layout.model_copy(update={"balancer": layout.balancer.model_copy(update={"nodes": 500})})
+
+
+@contextlib.contextmanager
+def held_in_the_middle(scene: LabScene, node: str, image: Published) -> Iterator[Future[str]]:
+    """A pull whose big layer stands still, part of it there, until the block ends: its upstream is frozen."""
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(scene.pull, node, image.reference)
+        assert find_sender(scene, node, image, going) is not None
+        faults.freeze(scene.lab, "upstream")
+        try:
+            assert 0 < received(scene.place(node), image.layer) < image.size
+            yield going
+        finally:
+            faults.thaw(scene.lab, "upstream")
+
+
+def answers(scene: LabScene, image: Published) -> list[Sending]:
+    """Every answer about an image's big layer in the replicas' logs."""
+    return [one for log in scene.logs().values() for one in sendings(log.read_text(), image.layer)]
+
+
+def test_pulls_while_hosts_toml_is_rewritten(scene: LabScene) -> None:
+    """A thousand applies that turn the order of the sources around: not one of the pulls beside them fails."""
+    node, image = "worker-2", fresh(scene, SMALL)
+    machine = scene.lab.topology.node(node)
+    faults.kill(scene.lab, f"{node}/agent")
+    documents = [f"{machine.home}/{name}" for name in (LAYOUT_NAME, SECRETS_NAME)]
+    program = [sys.executable, "-c", REWRITE, *documents, str(REWRITES)]
+    with pulling(scene, image.reference, node) as pulls:
+        before = pulls.done
+        said = scene.lab.ground.run(program, machine, REWRITE_S)
+        assert pulls.done - before > 1
+    assert ([], str(REWRITES)) == (pulls.failed, said.strip())
+
+
+def test_authorities_rotated_under_load(scene: LabScene) -> None:
+    """Servers and nodes get certificates of new CAs, with both trusted in between: not one pull fails, and the old
+    ones are worth nothing afterwards."""
+    image = fresh(scene, SMALL)
+    rotation = Rotation(scene)
+    with pulling(scene, image.reference, *scene.workers) as pulls:
+        for step in (rotation.trust_both, rotation.sign_anew, rotation.forget_old):
+            step()
+            pulls.await_more(2 * len(scene.workers))
+    assert [] == pulls.failed
+    assert dict.fromkeys(scene.replicas, (False, True)) == rotation.accepted()
+
+
+@pytest.mark.parametrize("links", [1])
+def test_all_replicas_cut_off(links: int) -> None:
+    """A pull fails within thirty seconds for each listed host, for this containerd may not know ``dial_timeout``."""
+    with cluster(control_planes=links, workers=1) as scene:
+        for replica in scene.replicas:
+            faults.cut(scene.lab, replica)
+        began = time.monotonic()
+        with pytest.raises(PullFailed):
+            pull(scene.place("worker-1").socket, full_name(scene.hello))
+        assert time.monotonic() - began < DIAL_S * (links + 1) + SLACK_S
+        wait_until(lambda: set(scene.replicas) == down(scene, "worker-1"))
