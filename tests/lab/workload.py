@@ -15,12 +15,14 @@ from typing import Any
 from lab.clusters import WAIT_S, wait_until
 from sluice.cluster.documents import dump_document, load_document
 from sluice.cluster.layout import REPLICA_PORT, NodeLayout, NodeSecrets
+from sluice.cluster.status import NodeStatus
 from sluice.errors import SluiceError, Unavailable
 from sluice.lab.cri import Runtime
 from sluice.lab.laboratory import full_name
 from sluice.lab.layouts import node_paths
 from sluice.lab.provision import LAYOUT_NAME, NODES_CA_NAME, SECRETS_NAME
 from sluice.lab.scene import LabScene
+from sluice.node.record import STATUS
 from sluice.pki.authority import Authority, open_authority
 from sluice.pki.durable import PUBLIC_MODE, write_durably
 from sluice.pki.leaf import ALWAYS_NAMED, issue_client, issue_server, parse_names
@@ -100,9 +102,11 @@ def hand_out(scene: LabScene, change: Callable[[NodeLayout], NodeLayout], *nodes
         write_durably(path, dump_document(NodeLayout.model_validate(changed.model_dump())))
     deadline = time.monotonic() + WAIT_S
     for node, version in wanted.items():
-        while (found := node_status(scene, node))["version"] != version:
+        machine = scene.lab.topology.node(node)
+        path = scene.lab.ground.inside(f"{node_paths(machine).state}/{STATUS}")
+        while (found := load_document(NodeStatus, path)).version != version:
             assert time.monotonic() < deadline, f"{node}: {found}"
-            time.sleep(0.1)
+            time.sleep(0.05)
 
 
 class Rotation:
