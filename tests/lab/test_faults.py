@@ -13,14 +13,14 @@ import pytest
 
 from lab.clusters import cluster, wait_until
 from lab.isolated import needs_lab
-from lab.workload import REWRITE, Rotation, hand_out, node_status, pulling
+from lab.workload import REWRITE, hand_out, node_status, pulling
 from sluice.cluster.layout import NodeLayout
 from sluice.errors import PullFailed
 from sluice.lab import faults
+from sluice.lab.credentials import LAYOUT_NAME, SECRETS_NAME
 from sluice.lab.cri import pull
 from sluice.lab.evidence import Sending, received, sendings
 from sluice.lab.laboratory import full_name
-from sluice.lab.provision import LAYOUT_NAME, SECRETS_NAME
 from sluice.lab.scene import LabScene, Published
 from sluice.lab.story import find_sender, survive
 
@@ -192,19 +192,6 @@ def test_pulls_while_hosts_toml_is_rewritten(scene: LabScene) -> None:
         said = scene.lab.ground.run(program, machine, REWRITE_S)
         assert pulls.done - before > 1
     assert ([], str(REWRITES)) == (pulls.failed, said.strip())
-
-
-def test_authorities_rotated_under_load(scene: LabScene) -> None:
-    """Servers and nodes get certificates of new CAs, with both trusted in between: not one pull fails, and the old
-    ones are worth nothing afterwards."""
-    image = fresh(scene, SMALL)
-    rotation = Rotation(scene)
-    with pulling(scene, image.reference, *scene.workers) as pulls:
-        for step in (rotation.trust_both, rotation.sign_anew, rotation.forget_old):
-            step()
-            pulls.await_more(2 * len(scene.workers))
-    assert [] == pulls.failed
-    assert dict.fromkeys(scene.replicas, (False, True)) == rotation.accepted()
 
 
 def test_all_replicas_cut_off(cut_off: Future[float]) -> None:
