@@ -69,6 +69,23 @@ async def test_the_least_recently_used_image_leaves(tmp_path: Path) -> None:
         assert (["b", "c"], 2) == (await held(cache), (await cache.space.status()).evicted_images)
 
 
+async def test_what_was_looked_at_while_it_left_is_no_reason_for_others_to_leave(tmp_path: Path) -> None:
+    """Evicted while somebody else was looking for it, a layer's file stays for that moment; the next one who needs room
+    gets it back, and no image leaves for it."""
+    async with caching(tmp_path / "data", space=ROOM) as cache:
+        for tag, layer in zip((A, B, C, D), LAYERS, strict=False):
+            add(cache, tag, layer)
+        await pull(cache, A)
+        await pull(cache, B)
+        (old,) = [one for one in (await cache.space.holdings()).images if one.tags == (A,)]
+        with cache.store.leases.held(OTHER, Digest.of(LAYERS[0])):
+            assert await cache.space.purge(old) > LAYER_BYTES
+            assert (await cache.space.status()).condemned_bytes == LAYER_BYTES
+        await pull(cache, D)
+        assert (["b", "d"], 1) == (await held(cache), (await cache.space.status()).evicted_images)
+        assert cache.disk_bytes() == (await cache.space.status()).held_bytes
+
+
 async def test_a_hit_of_any_part_is_use(tmp_path: Path) -> None:
     """An image is used by whoever resolves it, reads its manifest, or reads a layer that is its alone."""
     async with caching(tmp_path / "data", space=ROOM) as cache:

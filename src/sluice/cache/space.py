@@ -241,8 +241,15 @@ class Space:
         return freed
 
     async def _lacking(self, more: int) -> int:
-        """Bytes that must come free before ``more`` may be written; not positive where none must."""
+        """Bytes that must come free before ``more`` may be written; not positive where none must. What was evicted
+        while somebody looked at it goes first: nobody else has to leave for that."""
         await self.refresh()
+        if self._missing(more) > 0 and self.totals.condemned:
+            await _to_the_end(partial(unlink_unread, self._store))
+            await self.refresh()
+        return self._missing(more)
+
+    def _missing(self, more: int) -> int:
         unwritten = sum(max(0, grant.size - grant.written) for grant in self._grants)
         lacking = more + unwritten - self._store.free_bytes()
         if self.settings.max_bytes:
