@@ -72,6 +72,12 @@ def content_size(connection: sqlite3.Connection, digest: Digest) -> int | None:
     return None if row is None else int(row[0])
 
 
+def is_known(connection: sqlite3.Connection, digest: Digest) -> bool:
+    """Whether the content is held, or condemned and not unlinked yet."""
+    query = "SELECT 1 FROM contents WHERE digest = ?1 UNION ALL SELECT 1 FROM condemned WHERE digest = ?1"
+    return connection.execute(query, (str(digest),)).fetchone() is not None
+
+
 def list_tags(connection: sqlite3.Connection, repository: Repository, limit: int, last: str | None) -> Sequence[Tag]:
     """Up to ``limit`` tags after ``last`` in byte order; raises NameUnknown."""
     number = _require_repository(connection, repository)
