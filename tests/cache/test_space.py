@@ -200,8 +200,9 @@ async def test_what_is_read_or_filled_never_leaves(tmp_path: Path) -> None:
         assert Kind.BYPASS is fetched.provenance.kind
         assert LAYERS[2] == await read_all(fetched.value)
         assert ["a", "b"] == await held(cache)
-        with pytest.raises(ImageKept):
-            await cache.space.purge((await cache.space.holdings()).images[0])
+        for one in (await cache.space.holdings()).images:
+            with pytest.raises(ImageKept):
+                await cache.space.purge(one)
         gate.set()
         assert LAYERS[1] == await read_all(filling)
         assert LAYERS[0] == await read_all(reader)

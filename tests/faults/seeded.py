@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from sluice.cache import space
+from sluice.cache import evict, fill, readers, space
+from sluice.cache.spool import Spool
 from sluice.cli import main
 from sluice.oci.content import Descriptor
 from sluice.oci.digest import Digest
@@ -37,7 +38,7 @@ replace = pytest.MonkeyPatch().setattr
 class SeededServer(SluiceServer):
     """``SluiceServer`` with one of ``DEFECTS``, over plain HTTP."""
 
-    def __init__(self, data: Path, defect: str, *flags: str) -> None:
+    def __init__(self, data: Path, *flags: str, defect: str) -> None:
         super().__init__(data, *flags, tls=False, environment={"PYTHONPATH": str(TESTS)})
         self.defect = defect
 
@@ -132,6 +133,30 @@ def false_offset() -> None:
     replace(SessionFile, "__init__", begin_generously)
 
 
+def unverified_fills() -> None:
+    """Whatever an upstream sent is published under the digest that was asked for."""
+
+    def verify(self: Any, identifier: str, session: Any, digest: Digest) -> None:
+        session.file.digest(digest.algorithm)
+
+    replace(LocalUploads, "_verify", verify)
+
+
+def nothing_withheld() -> None:
+    """Readers of a fill get the last bytes before the digest is verified."""
+    for module in (fill, readers):
+        replace(module, "WITHHELD_BYTES", 0)
+
+
+def spools_stay() -> None:
+    """A fill that fails leaves what it brought."""
+
+    async def drop(self: Spool) -> None:
+        await self.settle()
+
+    replace(Spool, "drop", drop)
+
+
 def no_budget() -> None:
     """A cache lets everybody in."""
 
@@ -143,7 +168,7 @@ def no_budget() -> None:
 
 def forgotten_pins() -> None:
     """A pinned image leaves a cache as any other."""
-    plan = space.plan_eviction
+    plan = evict.plan_eviction
     walk = eviction._doom
 
     def unpinned(images: Any, *rest: Any) -> Any:
@@ -173,6 +198,9 @@ DEFECTS: Mapping[str, Callable[[], None]] = {
         no_digest_check,
         row_before_file,
         false_offset,
+        unverified_fills,
+        nothing_withheld,
+        spools_stay,
         no_budget,
         forgotten_pins,
         stale_manifests,

@@ -25,7 +25,7 @@ KILLS = 6
 )
 def test_the_crash_suite_finds_a_seeded_defect(tmp_path: Path, defect: str, complaint: str) -> None:
     """Within a few kills a server with this defect breaks a promise that the ledger holds."""
-    server = SeededServer(tmp_path / "data", defect)
+    server = SeededServer(tmp_path / "data", defect=defect)
     try:
         ledger = crash(server, KILLS)
     finally:
@@ -45,5 +45,5 @@ def test_the_crash_suite_finds_a_seeded_defect(tmp_path: Path, defect: str, comp
 def test_the_crash_suite_of_the_cache_finds_a_seeded_defect(tmp_path: Path, defect: str, complaint: str) -> None:
     """Within a few kills a cache with this defect breaks a promise about its rows, its files or its budget."""
     with cache.flags() as flags:
-        lives = cache.lives_of(SeededServer(tmp_path / "data", defect, *flags), KILLS)
+        lives = cache.lives_of(SeededServer(tmp_path / "data", *flags, defect=defect), KILLS)
     assert [one for one in lives.violations if complaint in one] != []
