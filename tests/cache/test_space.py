@@ -86,6 +86,20 @@ async def test_what_was_looked_at_while_it_left_is_no_reason_for_others_to_leave
         assert cache.disk_bytes() == (await cache.space.status()).held_bytes
 
 
+async def test_what_has_just_been_entered_counts_once(tmp_path: Path) -> None:
+    """Between its row and the end of its fill a blob is held and granted too: that is room for one, and no image leaves
+    for the other. Where the row is another one's, both are there, and both count."""
+    async with caching(tmp_path / "data", space=ROOM) as cache:
+        grant = await cache.space.admit(LAYER_BYTES, Digest.of(LAYERS[0]))
+        assert (await cache.space.status()).used_bytes == LAYER_BYTES
+        await push_blob(cache.store, APP, LAYERS[0])
+        assert (await cache.space.status()).used_bytes == 2 * LAYER_BYTES
+        grant.entering = True
+        assert (await cache.space.status()).used_bytes == LAYER_BYTES
+        grant.release()
+        assert (await cache.space.status()).used_bytes == LAYER_BYTES
+
+
 async def test_a_hit_of_any_part_is_use(tmp_path: Path) -> None:
     """An image is used by whoever resolves it, reads its manifest, or reads a layer that is its alone."""
     async with caching(tmp_path / "data", space=ROOM) as cache:
