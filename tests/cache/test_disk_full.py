@@ -15,6 +15,7 @@ import pytest
 from cache.scripted import APP, LATEST, Body, Cache, caching, read_all, until
 from sluice.cache.answers import Kind
 from sluice.cache.fill import WITHHELD_BYTES
+from sluice.cache.space import SpaceSettings
 from sluice.errors import UpstreamFailed, UpstreamInvalid
 from sluice.oci.digest import Digest
 from sluice.testing.content import image
@@ -76,6 +77,25 @@ async def test_a_full_disk_passes_through(disk: Path, sized: bool) -> None:
         assert cache.counters.unkept == 2
         filler.unlink()
         await kept_again(cache, digest, SMALL)
+
+
+async def test_images_leave_for_the_reserve(disk: Path) -> None:
+    """Without a budget it is the disk that bounds a cache: the image used longest ago leaves for the next one, and for
+    what others write, and the reserve stays free."""
+    reserve = DISK_BYTES // 4
+    async with caching(disk / "data", space=SpaceSettings(0, 0), reserve_bytes=reserve) as cache:
+        for number in range(6):
+            cache.clock.now += 1
+            assert await read_all(await cache.pull.open_blob(APP, cache.upstream.add_blob(DATA + bytes([number]))))
+            await cache.idle()
+            assert cache.store.free_bytes() >= 0
+        status = await cache.space.status()
+        assert (2, 4) == (status.images, status.evicted_images)
+        fill(disk, reserve - ROOM_BYTES)
+        await cache.space.sweep()
+        assert cache.store.free_bytes() >= 0
+        assert (await cache.space.status()).images == 1
+        assert cache.counters.unkept == 0
 
 
 @pytest.mark.parametrize("sized", [True, False])

@@ -13,6 +13,7 @@ import pytest
 
 from cache.scripted import APP, OTHER, POLICY, Body, caching, read_all, until
 from sluice.cache.answers import Kind
+from sluice.cache.fill import Fills
 from sluice.errors import BlobUnknown, Unavailable, UpstreamInvalid, UpstreamUnauthorized
 from sluice.oci.reference import Repository
 
@@ -40,6 +41,24 @@ async def test_fills_are_limited_and_wait_in_order(tmp_path: Path) -> None:
             await until(partial(_counts, cache.upstream.offsets, min(number + 2, 5)))
             gate.set()
             assert await read_all(await opening[number]) == blobs[number]
+
+
+async def test_fills_over_one_store_are_counted_together(tmp_path: Path) -> None:
+    """Two sets of fills, as while a mode is left and another one has begun, tell what runs and waits in both."""
+    async with caching(tmp_path, replace(POLICY, fills_max=1)) as cache:
+        gates = [asyncio.Event(), asyncio.Event()]
+        newer = Fills(cache.store, cache.fills.policy, cache.counters, cache.clock)
+        for fills, gate in zip((cache.fills, newer), gates, strict=True):
+            for size in (1000, 2000):
+                digest = cache.upstream.add_blob(os.urandom(size), Body(head=gate))
+                fills.begin(digest, APP, [partial(cache.upstream.open_blob, APP, digest)])
+        await until(lambda: (2, 2) == (cache.counters.fills_active, cache.counters.fills_queued))
+        gates[0].set()
+        await cache.idle()
+        assert (1, 1) == (cache.counters.fills_active, cache.counters.fills_queued)
+        gates[1].set()
+        await newer.finish()
+        assert (0, 0, 4) == (cache.counters.fills_active, cache.counters.fills_queued, cache.counters.fills_done)
 
 
 def _counts(things: Sized, number: int) -> bool:

@@ -69,6 +69,37 @@ async def test_the_least_recently_used_image_leaves(tmp_path: Path) -> None:
         assert (["b", "c"], 2) == (await held(cache), (await cache.space.status()).evicted_images)
 
 
+async def test_what_was_looked_at_while_it_left_is_no_reason_for_others_to_leave(tmp_path: Path) -> None:
+    """Evicted while somebody else was looking for it, a layer's file stays for that moment; the next one who needs room
+    gets it back, and no image leaves for it."""
+    async with caching(tmp_path / "data", space=ROOM) as cache:
+        for tag, layer in zip((A, B, C, D), LAYERS, strict=False):
+            add(cache, tag, layer)
+        await pull(cache, A)
+        await pull(cache, B)
+        (old,) = [one for one in (await cache.space.holdings()).images if one.tags == (A,)]
+        with cache.store.leases.held(OTHER, Digest.of(LAYERS[0])):
+            assert await cache.space.purge(old) > LAYER_BYTES
+            assert (await cache.space.status()).condemned_bytes == LAYER_BYTES
+        await pull(cache, D)
+        assert (["b", "d"], 1) == (await held(cache), (await cache.space.status()).evicted_images)
+        assert cache.disk_bytes() == (await cache.space.status()).held_bytes
+
+
+async def test_what_has_just_been_entered_counts_once(tmp_path: Path) -> None:
+    """Between its row and the end of its fill a blob is held and granted too: that is room for one, and no image leaves
+    for the other. Where the row is another one's, both are there, and both count."""
+    async with caching(tmp_path / "data", space=ROOM) as cache:
+        grant = await cache.space.admit(LAYER_BYTES, Digest.of(LAYERS[0]))
+        assert (await cache.space.status()).used_bytes == LAYER_BYTES
+        await push_blob(cache.store, APP, LAYERS[0])
+        assert (await cache.space.status()).used_bytes == 2 * LAYER_BYTES
+        grant.entering = True
+        assert (await cache.space.status()).used_bytes == LAYER_BYTES
+        grant.release()
+        assert (await cache.space.status()).used_bytes == LAYER_BYTES
+
+
 async def test_a_hit_of_any_part_is_use(tmp_path: Path) -> None:
     """An image is used by whoever resolves it, reads its manifest, or reads a layer that is its alone."""
     async with caching(tmp_path / "data", space=ROOM) as cache:
@@ -183,8 +214,9 @@ async def test_what_is_read_or_filled_never_leaves(tmp_path: Path) -> None:
         assert Kind.BYPASS is fetched.provenance.kind
         assert LAYERS[2] == await read_all(fetched.value)
         assert ["a", "b"] == await held(cache)
-        with pytest.raises(ImageKept):
-            await cache.space.purge((await cache.space.holdings()).images[0])
+        for one in (await cache.space.holdings()).images:
+            with pytest.raises(ImageKept):
+                await cache.space.purge(one)
         gate.set()
         assert LAYERS[1] == await read_all(filling)
         assert LAYERS[0] == await read_all(reader)

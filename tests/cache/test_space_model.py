@@ -28,6 +28,7 @@ from sluice.errors import ImageKept, ManifestUnknown, NameUnknown, UpstreamError
 from sluice.oci.content import BlobReader
 from sluice.oci.digest import Digest
 from sluice.oci.reference import Repository, Tag
+from sluice.store.eviction import unlink_unread
 from sluice.store.images import HeldImage
 from sluice.testing.content import image, index
 
@@ -248,11 +249,22 @@ class CacheHistory(RuleBasedStateMachine):
             if not isinstance(reader, ThroughReader)  # which needs nothing of the store
         } & held
         self.kept = {name: one.held for name, one in images.items() if self._must_stay(one) and not one.blob}
+        self._compare_files()
+
+    def _compare_files(self) -> None:
+        """The files are those of the rows; of what was evicted while somebody looked at it, none once nobody does."""
+        store = self.cache.store
         sizes = self.run(self.cache.space.holdings()).sizes
+        waiting = store.index.read(lambda index: dict(index.execute("SELECT digest, size FROM condemned")))
         known = (*self.cache.upstream.blobs, *self.cache.upstream.manifests)
-        paths = {str(digest): self.cache.store.paths.content(digest) for digest in known}
+        paths = {str(digest): store.paths.content(digest) for digest in known}
         files = {digest: path.stat().st_size for digest, path in paths.items() if path.exists()}
-        assert sizes == files
+        assert {**sizes, **waiting} == files
+        if waiting:
+            unlink_unread(store)
+            left = store.index.read(lambda index: {row[0] for row in index.execute("SELECT digest FROM condemned")})
+            assert left <= store.leases.digests()
+            assert not any(paths[digest].exists() for digest in waiting.keys() - left)
 
     def teardown(self) -> None:
         for reader, *_ in self.reading:

@@ -13,6 +13,7 @@ from hypothesis import Phase
 
 from cache import test_space, test_space_model
 from sluice.cache import evict, space
+from sluice.cache.fill import Fill
 from sluice.store import eviction
 from sluice.store.leases import Leases
 
@@ -57,9 +58,27 @@ def readers_are_not_seen(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Leases, "uses", lambda _: frozenset())
 
 
+def fills_are_not_seen(patch: pytest.MonkeyPatch) -> None:
+    """A fill takes no lease."""
+    begin = Fill.__init__
+
+    def begin_without(self: Fill, *arguments: Any, **more: Any) -> None:
+        begin(self, *arguments, **more)
+        for lease in self._leases:
+            self._fills.store.leases.drop(lease)
+
+    patch.setattr(Fill, "__init__", begin_without)
+
+
+def files_go_under_readers(patch: pytest.MonkeyPatch) -> None:
+    """A file is unlinked although somebody has looked it up."""
+    patch.setattr(Leases, "digests", lambda _: frozenset())
+
+
 def files_stay(patch: pytest.MonkeyPatch) -> None:
     """Rows go and files do not."""
-    patch.setattr(eviction, "unlink_unread", lambda *_: None)
+    for module in (eviction, space):
+        patch.setattr(module, "unlink_unread", lambda *_: None)
 
 
 def newest_first(patch: pytest.MonkeyPatch) -> None:
@@ -85,6 +104,8 @@ async def model(_: Path) -> None:
         (shared_layers_go, test_space.test_a_shared_layer_stays),
         (pins_are_forgotten, test_space.test_a_pinned_tag_never_leaves),
         (readers_are_not_seen, test_space.test_what_is_read_or_filled_never_leaves),
+        (fills_are_not_seen, test_space.test_what_is_read_or_filled_never_leaves),
+        (files_go_under_readers, test_space.test_what_was_looked_at_while_it_left_is_no_reason_for_others_to_leave),
         (files_stay, test_space.test_the_least_recently_used_image_leaves),
         (newest_first, test_space.test_the_least_recently_used_image_leaves),
     ],

@@ -5,6 +5,7 @@ The defects replace functions of the store in their own process; nothing in the 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sqlite3
 import sys
@@ -16,10 +17,12 @@ from typing import Any
 
 import pytest
 
+from sluice.cache import evict, fill, readers, space
+from sluice.cache.spool import Spool
 from sluice.cli import main
 from sluice.oci.content import Descriptor
 from sluice.oci.digest import Digest
-from sluice.store import blobs, index
+from sluice.store import blobs, eviction, index
 from sluice.store.events import Changes
 from sluice.store.session import SessionFile
 from sluice.store.uploads import LocalUploads
@@ -35,8 +38,8 @@ replace = pytest.MonkeyPatch().setattr
 class SeededServer(SluiceServer):
     """``SluiceServer`` with one of ``DEFECTS``, over plain HTTP."""
 
-    def __init__(self, data: Path, defect: str) -> None:
-        super().__init__(data, tls=False, environment={"PYTHONPATH": str(TESTS)})
+    def __init__(self, data: Path, *flags: str, defect: str) -> None:
+        super().__init__(data, *flags, tls=False, environment={"PYTHONPATH": str(TESTS)})
         self.defect = defect
 
     def command(self) -> list[str]:
@@ -130,6 +133,55 @@ def false_offset() -> None:
     replace(SessionFile, "__init__", begin_generously)
 
 
+def unverified_fills() -> None:
+    """Whatever an upstream sent is published under the digest that was asked for."""
+
+    def verify(self: Any, identifier: str, session: Any, digest: Digest) -> None:
+        session.file.digest(digest.algorithm)
+
+    replace(LocalUploads, "_verify", verify)
+
+
+def nothing_withheld() -> None:
+    """Readers of a fill get the last bytes before the digest is verified."""
+    for module in (fill, readers):
+        replace(module, "WITHHELD_BYTES", 0)
+
+
+def spools_stay() -> None:
+    """A fill that fails leaves what it brought."""
+
+    async def drop(self: Spool) -> None:
+        await self.settle()
+
+    replace(Spool, "drop", drop)
+
+
+def no_budget() -> None:
+    """A cache lets everybody in."""
+
+    async def lacking(*_: Any) -> int:
+        return 0
+
+    replace(space.Space, "_lacking", lacking)
+
+
+def forgotten_pins() -> None:
+    """A pinned image leaves a cache as any other."""
+    plan = evict.plan_eviction
+    walk = eviction._doom
+
+    def unpinned(images: Any, *rest: Any) -> Any:
+        return plan([dataclasses.replace(image, pinned=False) for image in images], *rest)
+
+    def doom(connection: sqlite3.Connection, *rest: Any) -> Any:
+        connection.execute("UPDATE cached_tags SET pinned = 0")
+        return walk(connection, *rest)
+
+    replace(space, "plan_eviction", unpinned)
+    replace(eviction, "_doom", doom)
+
+
 def stale_manifests() -> None:
     """Nobody tells the manifests in memory that a tag has moved."""
     replace(Changes, "notify", lambda *_: None)
@@ -146,6 +198,11 @@ DEFECTS: Mapping[str, Callable[[], None]] = {
         no_digest_check,
         row_before_file,
         false_offset,
+        unverified_fills,
+        nothing_withheld,
+        spools_stay,
+        no_budget,
+        forgotten_pins,
         stale_manifests,
     )
 }

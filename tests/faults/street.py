@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -33,6 +34,7 @@ CONNECT_S = 1.0
 PATIENCE_S = 20.0
 """How long a test waits for what comes by itself."""
 PIECE_BYTES = 64 * 1024
+PLAIN = partial(SluiceServer, tls=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +209,10 @@ def street(
     tls: Mapping[str, UpstreamTls] | None = None,
     dead: Mapping[str, str] | None = None,
     ca: Path | None = None,
+    make: Callable[..., SluiceServer] = PLAIN,
 ) -> Iterator[Street]:
-    """Start a Sluice before ``count`` upstreams, those of ``tls`` by name, and the addresses ``dead``."""
+    """Start a Sluice, made by ``make``, before ``count`` upstreams, those of ``tls`` by name, and the addresses
+    ``dead``."""
     password = directory / "password"
     password.write_text(PASSWORD + "\n")
     with ExitStack() as stack:
@@ -226,5 +230,5 @@ def street(
         nobody = next(iter(addresses.values()))
         config.write_text(yaml.safe_dump({"upstream": nobody, "registries": registries}))
         command = ("--config", str(config), "--mode", "proxy", *flags)
-        sluice = stack.enter_context(SluiceServer(directory / "data", *command, tls=False))
+        sluice = stack.enter_context(make(directory / "data", *command))
         yield Street(sluice, servers, dead or {})

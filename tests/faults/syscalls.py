@@ -81,25 +81,30 @@ def durability_violations(calls: Sequence[Call], data: Path, digests: Sequence[s
     ]
 
 
-def _complaints(calls: Sequence[Call], data: Path, digest: str) -> Iterator[str]:
+def fill_violations(calls: Sequence[Call], data: Path, digests: Sequence[str]) -> list[str]:
+    """The same for what a cache has fetched, which nobody is told about: the steps come in this order, and all come."""
+    return [f"{digest}: {complaint}" for digest in digests for complaint in _complaints(calls, data, digest, "the end")]
+
+
+def _complaints(calls: Sequence[Call], data: Path, digest: str, by: str = "the 201") -> Iterator[str]:
     algorithm, hexadecimal = digest.split(":")
     final = data / "content" / algorithm / hexadecimal[:2] / hexadecimal
     rename = next((call for call in calls if call.name.startswith("rename") and call.names[-1] == str(final)), None)
     if rename is None:
-        yield "was not renamed into content/ before the 201"
+        yield f"was not renamed into content/ before {by}"
         return
     yield from _file_complaints(calls, rename)
     yield from _directory_complaints(calls, data, final.parent)
     directory = _synced_after(calls, str(final.parent), rename.end)
     if directory is None:
-        yield "its directory was not fsynced between rename and 201"
+        yield f"its directory was not fsynced between rename and {by}"
         return
     log = f"{data / 'index.sqlite'}-wal"
     entered = next((call for call in calls if "write" in call.name and call.path == log and call.begin > directory.end), None)  # fmt: skip # noqa: E501
     if entered is None:
-        yield "the index was not written between the directory's fsync and the 201"
+        yield f"the index was not written between the directory's fsync and {by}"
     elif _synced_after(calls, log, entered.end) is None:
-        yield "the index was not fsynced between its write and the 201"
+        yield f"the index was not fsynced between its write and {by}"
 
 
 def _file_complaints(calls: Sequence[Call], rename: Call) -> Iterator[str]:

@@ -1,18 +1,25 @@
-"""The order of system calls of a push: nothing is acknowledged before it would survive a power cut."""
+"""The order of system calls of a push: nothing is acknowledged before it would survive a power cut.
+
+And of a fill: nothing is entered in the index before.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from faults.seeded import SeededServer
-from faults.syscalls import STRACE, durability_violations, parse
+from faults.street import PLAIN, REPOSITORY, TAG, wait_until
+from faults.syscalls import STRACE, durability_violations, fill_violations, parse
 from sluice.testing.client import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, OCTETS, RegistryClient, descriptor, digest_of
 from sluice.testing.server import SluiceServer
+from sluice.testing.upstreams import UpstreamContent, UpstreamServer
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing: apt-get install strace")
 
@@ -75,12 +82,58 @@ def test_a_push_is_durable_before_it_is_acknowledged(tmp_path: Path) -> None:
     [
         ("no-file-fsync", "its file was not fsynced between the last write and the rename"),
         ("late-file-fsync", "its file was not fsynced between the last write and the rename"),
-        ("no-directory-fsync", "its directory was not fsynced between rename and 201"),
+        ("no-directory-fsync", "its directory was not fsynced between rename and the 201"),
         ("no-index-fsync", "the index was not fsynced between its write and the 201"),
         ("early-acknowledgement", "the index was not written between the directory's fsync and the 201"),
     ],
 )
 def test_the_trace_shows_a_seeded_defect(tmp_path: Path, defect: str, complaint: str) -> None:
     """A server that skips or delays one step is found out by the same check, for blobs and manifests alike."""
-    found = violations(SeededServer(tmp_path / "data", defect), tmp_path / "trace")
+    found = violations(SeededServer(tmp_path / "data", defect=defect), tmp_path / "trace")
+    assert [complaint] * 3 == [one.split(": ", 1)[1] for one in found]
+
+
+def fill_under_strace(upstream: UpstreamServer, trace: Path, make: Callable[..., SluiceServer]) -> list[str]:
+    """Start a cache on an empty directory, and pull an image through it; what was not durable when it was entered."""
+    layers = [upstream.content.hold_blob(REPOSITORY, data) for data in (CONFIG, LAYER)]
+    manifest = upstream.content.push_image(REPOSITORY, TAG, [CONFIG, LAYER])
+    server = make(trace.parent / "data", "--mode", "proxy", "--upstream", upstream.address)
+    server.start((*STRACE, str(trace)))
+    client = RegistryClient(server)
+    try:
+        for path in (f"manifests/{TAG}", *(f"blobs/{digest}" for digest in layers)):
+            assert client.request("GET", f"/v2/{REPOSITORY}/{path}").status == 200
+        for digest in layers:
+            path = f"/v2/{REPOSITORY}/blobs/{digest}"
+            wait_until(lambda path=path: "hit" == origin(client, path), f"{path} is kept")  # type: ignore[misc]
+    finally:
+        client.close()
+        server.stop()
+    wait_for_end(trace)
+    return fill_violations(parse(trace.read_text("utf-8", "replace")), server.data, [str(manifest), *map(str, layers)])
+
+
+def origin(client: RegistryClient, path: str) -> str:
+    return client.request("GET", path).headers["sluice-cache"].partition(";")[0]
+
+
+def test_a_fill_is_durable_before_it_is_entered(tmp_path: Path) -> None:
+    """What a cache fetched is fsynced, renamed and its directory fsynced before the index names it."""
+    with UpstreamServer(UpstreamContent()) as upstream:
+        assert fill_under_strace(upstream, tmp_path / "trace", PLAIN) == []
+
+
+@pytest.mark.parametrize(
+    ("defect", "complaint"),
+    [
+        ("no-file-fsync", "its file was not fsynced between the last write and the rename"),
+        ("late-file-fsync", "its file was not fsynced between the last write and the rename"),
+        ("no-directory-fsync", "its directory was not fsynced between rename and the end"),
+        ("no-index-fsync", "the index was not fsynced between its write and the end"),
+    ],
+)
+def test_the_trace_of_a_fill_shows_a_seeded_defect(tmp_path: Path, defect: str, complaint: str) -> None:
+    """A cache that skips or delays one step is found out, for blobs and manifests alike."""
+    with UpstreamServer(UpstreamContent()) as upstream:
+        found = fill_under_strace(upstream, tmp_path / "trace", partial(SeededServer, defect=defect))
     assert [complaint] * 3 == [one.split(": ", 1)[1] for one in found]

@@ -6,6 +6,7 @@ answer is checked to the last byte, and says by its headers which wiring gave it
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -66,6 +67,12 @@ class Site:
         deadline = time.monotonic() + SWITCH_S
         while text not in self.server.log.read_text():
             assert time.monotonic() < deadline, self.server.log.read_text()[-2000:]
+            time.sleep(0.05)
+
+    def wait_for_metric(self, line: str) -> None:
+        deadline = time.monotonic() + SWITCH_S
+        while not self.metric(line):
+            assert time.monotonic() < deadline, self.server.operations("/metrics")[1]
             time.sleep(0.05)
 
     def metric(self, line: str) -> bool:
@@ -256,6 +263,25 @@ def test_a_fetch_that_nobody_waits_for_ends_well(site: Site) -> None:
     found = client.request("GET", f"/v2/team/app/blobs/{digest_of(data)}")
     client.close()
     assert (200, "local", data) == (found.status, found.headers["sluice-mode"], found.body)
+
+
+def test_fetches_of_two_configurations_are_counted_together(site: Site) -> None:
+    """One that began before the change and one that began after it are two, and then none."""
+    datas = [random.Random(seed).randbytes(3 * MIB) for seed in (10, 11)]
+    for data in datas:
+        site.upstream.content.hold_blob("team/app", data)
+    site.upstream.faults = [Stall(2 * MIB, when=blobs)]
+    proxy = f"mode: proxy\nupstream: {site.upstream.address}\n"
+    for number, settings in enumerate(["", "cache: {tag_fresh_s: 3600}\n"]):
+        site.configure(proxy + settings)
+        site.wait_for_log("in force now: mode" if not number else "in force now: cache.tag_fresh_s")
+        with contextlib.closing(RegistryClient(site.server).connect()) as connection:
+            connection.request("GET", f"/v2/team/app/blobs/{digest_of(datas[number])}")
+            assert datas[number][:MIB] == connection.getresponse().read(MIB)
+        site.wait_for_metric(f"sluice_cache_fills_active {number + 1}.0")
+    site.upstream.faults = []
+    site.wait_for_metric("sluice_cache_fills_active 0.0")
+    assert site.metric("sluice_cache_fills_queued 0.0")
 
 
 @pytest.mark.parametrize(

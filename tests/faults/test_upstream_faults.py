@@ -91,10 +91,11 @@ def test_what_a_client_is_told_of(house: House, case: str) -> None:
     wait_until(lambda: house.blob().body == house.layer, "the upstream is asked again")
 
 
-def test_one_blob_in_ruins_is_not_the_end(house: House) -> None:
+def test_one_blob_in_ruins_is_not_the_end(town: Street, house: House) -> None:
     """However often one blob is tried in vain, the upstream is asked for everything else."""
     house.spoil(Failing(500, when=blobs))
-    assert 502 == house.blob().status
+    assert [502] * 4 == [house.blob().status for _ in range(4)]
+    assert f'sluice_upstream_broken{{registry="{house.name}"}} 0' in town.sluice.operations("/metrics")[1]
     assert (200, str(house.image)) == (house.tag().status, house.tag().headers["docker-content-digest"])
 
 

@@ -23,10 +23,16 @@ class Wire:
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
         """One request and its whole answer."""
-        self._connection.request(method, path, body, dict(headers or {}))
-        response = self._connection.getresponse()
+        response = self.begin(method, path, body, headers)
         data = response.read()
         return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, data)
+
+    def begin(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> http.client.HTTPResponse:
+        """One request and the head of its answer."""
+        self._connection.request(method, path, body, dict(headers or {}))
+        return self._connection.getresponse()
 
     def __enter__(self) -> Self:
         return self

@@ -121,6 +121,30 @@ def test_a_breaker_opens_after_failures_in_a_row() -> None:
     assert not breaker.allow(DELAY_S - 0.01)
 
 
+def test_what_is_answered_with_5xx_counts_once() -> None:
+    """The same thing again says nothing new; other things, or no answer at all, do. A success forgets them."""
+    breaker = Breaker()
+    for about in ["a", "a", "b", "b", "a"]:
+        breaker.failed(0, about)
+    assert not breaker.is_open
+    breaker.succeeded(0)
+    for about in ["a", "b", "a"]:
+        breaker.failed(0, about)
+    assert not breaker.is_open
+    breaker.failed(0, None)
+    assert breaker.is_open
+
+
+def test_a_probe_that_is_answered_with_5xx_has_failed() -> None:
+    """Also where it asks for what was asked for before."""
+    breaker = Breaker()
+    for about in "abc":
+        breaker.failed(0, about)
+    assert breaker.allow(DELAY_S)
+    breaker.failed(DELAY_S, "a")
+    assert [False, True] == [breaker.allow(2 * DELAY_S), breaker.allow(3 * DELAY_S)]
+
+
 def test_one_probe_at_a_time_and_a_success_closes() -> None:
     """The second asker waits for what the first finds."""
     breaker = opened()

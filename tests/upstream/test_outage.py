@@ -14,6 +14,7 @@ from sluice.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from sluice.oci.digest import Digest
 from sluice.testing.server import free_port
 from sluice.upstream.rate import RateLimit
 from sluice.upstream.settings import UpstreamLimits
@@ -94,16 +95,16 @@ def test_a_rate_limit_says_when_to_come_back_and_what_is_left() -> None:
 
 
 def test_a_dead_upstream_is_left_alone_until_a_probe() -> None:
-    """After three requests that failed, two of them after all their tries, nothing is sent, and the error's kind is
-    remembered; one probe at a time closes it again."""
+    """After three requests for different things that failed, two of them after all their tries, nothing is sent, and
+    the error's kind is remembered; one probe at a time closes it again."""
 
     async def story() -> None:
         now = [0.0]
         async with Scripted(lambda asked: Answer(500)) as server:
             registry = registry_at(server, clock=lambda: now[0])
-            for _ in range(5):
+            for number in range(5):
                 with pytest.raises(UpstreamFailed):
-                    await registry.manifest(APP, MANIFEST_DIGEST)
+                    await registry.manifest(APP, Digest.of(bytes([number])))
             assert [7, True] == [len(server.asked), registry.is_broken]
             now[0] = 1.0
             with pytest.raises(UpstreamFailed):
@@ -120,6 +121,43 @@ def test_a_dead_upstream_is_left_alone_until_a_probe() -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("status", [500, 503, 504])
+def test_what_an_upstream_cannot_read_is_not_its_end(status: int) -> None:
+    """One thing that is answered with 5xx however often, and another one, leave the circuit closed: the rest is served
+    as ever. That counts anew after each success."""
+
+    async def story() -> None:
+        broken = [Digest.of(bytes([number])) for number in range(2)]
+        async with Scripted(
+            lambda asked: Answer(status) if any(str(one) in asked.path for one in broken) else plain(asked)
+        ) as server:
+            registry = registry_at(server)
+            for digest in [*broken[:1] * 5, *broken[1:] * 5, *broken]:
+                with pytest.raises((UpstreamFailed, UpstreamTimeout), match=f"answers {status}"):
+                    await registry.manifest(APP, digest)
+                assert not registry.is_broken
+            for digest in broken:
+                assert MANIFEST == (await registry.manifest(APP, MANIFEST_DIGEST)).raw
+                with pytest.raises((UpstreamFailed, UpstreamTimeout), match=f"answers {status}"):
+                    await registry.manifest(APP, digest)
+            await registry.close()
+
+    asyncio.run(story())
+
+
+def test_an_upstream_that_is_not_there_counts_each_time() -> None:
+    """One request that finds nobody listening, with its tries, opens the circuit."""
+
+    async def story() -> None:
+        registry = registry_at(f"http://127.0.0.1:{free_port()}")
+        with pytest.raises(UpstreamUnreachable):
+            await registry.manifest(APP, MANIFEST_DIGEST)
+        assert registry.is_broken
+        await registry.close()
+
+    asyncio.run(story())
+
+
 def test_a_probe_that_is_abandoned_does_not_block_the_next() -> None:
     """Its asker leaves while it waits; the next one probes."""
 
@@ -127,9 +165,9 @@ def test_a_probe_that_is_abandoned_does_not_block_the_next() -> None:
         now = [0.0]
         async with Scripted(lambda asked: Answer(500)) as server:
             registry = registry_at(server, clock=lambda: now[0])
-            for _ in range(3):
+            for number in range(3):
                 with pytest.raises(UpstreamFailed):
-                    await registry.manifest(APP, MANIFEST_DIGEST)
+                    await registry.manifest(APP, Digest.of(bytes([number])))
             now[0], server.script = 1.0, lambda asked: Answer(0)
             probe = asyncio.create_task(registry.manifest(APP, MANIFEST_DIGEST))
             while len(server.asked) < 8:

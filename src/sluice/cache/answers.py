@@ -71,6 +71,12 @@ class CacheCounters:
     unkept: int = 0
     revalidations: int = 0
 
+    def move_fills(self, before: tuple[int, int], now: tuple[int, int]) -> None:
+        """Of the active and queued fills, somebody had so many and has so many now. Others have theirs: a mode that was
+        left goes on until its last fetch has ended."""
+        self.fills_active += now[0] - before[0]
+        self.fills_queued += now[1] - before[1]
+
     def count(self, provenance: Provenance) -> None:
         """One more answer."""
         self.answers[provenance.kind.value] += 1

@@ -319,6 +319,7 @@ class Fills:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wrong: Recent[tuple[Repository, Digest], SluiceError] = Recent(WRONG_MAX, policy.negative_s, clock)
         self._active = 0
+        self._shown = 0, 0  # of what the gauges tell, what is ours
         self._closed = False
 
     def __len__(self) -> int:
@@ -394,5 +395,5 @@ class Fills:
             self._wrong.put((fill.repositories[0], fill.digest), fill.error)
 
     def _gauge(self) -> None:
-        self.counters.fills_active = self._active
-        self.counters.fills_queued = len(self._tasks) - self._active
+        before, self._shown = self._shown, (self._active, len(self._tasks) - self._active)
+        self.counters.move_fills(before, self._shown)

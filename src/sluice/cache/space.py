@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from sluice.cache.evict import Keep, Wish, find_busy, plan_eviction, why_kept
 from sluice.errors import ImageKept, SluiceError, StorageFull
+from sluice.oci.digest import Digest
 from sluice.store.eviction import (
     NEVER_RAN,
     Outage,
@@ -34,6 +35,7 @@ from sluice.store.eviction import (
 )
 from sluice.store.images import HeldImage, Holdings, find_holdings
 from sluice.store.local import LocalStore
+from sluice.store.queries import held_among
 
 GRANT_BYTES = 4 << 20
 SPARE_PART = 20  # a twentieth
@@ -82,12 +84,16 @@ class SpaceStatus:
 
 
 class Grant:
-    """Room for one fill, or for one manifest; ``release`` gives it back once its bytes are held, or gone."""
+    """Room for one fill, or for one manifest; ``release`` gives it back once its bytes are held, or gone. ``entering``:
+    its bytes are becoming the content ``digest``, and as soon as that has a row they count as held and not as granted.
+    """
 
-    def __init__(self, space: Space, size: int) -> None:
+    def __init__(self, space: Space, size: int, digest: Digest | None) -> None:
         self._space = space
         self.size = size
+        self.digest = digest
         self.written = 0
+        self.entering = False
 
     async def reach(self, size: int) -> None:
         """``size`` bytes are going to be written in all; raises StorageFull."""
@@ -109,6 +115,7 @@ class Space:
         self._reach = reach or Reach()
         self.totals = SpaceTotals(0, 0, 0, 0, 0)
         self._grants: set[Grant] = set()
+        self._granted = 0  # bytes, at the time of ``totals``
         self._lock = asyncio.Lock()
 
     def use(self, settings: SpaceSettings, reach: Reach) -> None:
@@ -127,17 +134,21 @@ class Space:
         return self.totals.held + self.totals.condemned + self.granted_bytes
 
     async def refresh(self) -> None:
-        """Look at the ``totals`` again."""
-        self.totals = await self._store.index.fetch(read_totals)
+        """Look at the ``totals`` again. What is committed meanwhile counts once, as granted or as held."""
+        grants = [(grant, grant.size) for grant in self._grants]
+        digests = [grant.digest for grant, _ in grants if grant.digest is not None]
+        self.totals, held = await self._store.index.fetch(lambda c: (read_totals(c), held_among(c, digests)))
+        self._granted = sum(size for grant, size in grants if not (grant.entering and grant.digest in held))
 
     @property
     def granted_bytes(self) -> int:
-        """What fills may write, or have written and not committed."""
-        return sum(grant.size for grant in self._grants)
+        """What fills may write, or have written and not committed, by the last look."""
+        return self._granted
 
-    async def admit(self, size: int | None) -> Grant:
-        """Room for ``size`` bytes (None: not known yet), made where there is none; raises StorageFull."""
-        grant = Grant(self, 0)
+    async def admit(self, size: int | None, digest: Digest | None = None) -> Grant:
+        """Room for ``size`` bytes (None: not known yet), made where there is none; raises StorageFull. ``digest``: what
+        they are going to be."""
+        grant = Grant(self, 0, digest)
         self._grants.add(grant)
         try:
             await self.extend(grant, self.step_bytes if size is None else size)
@@ -241,8 +252,15 @@ class Space:
         return freed
 
     async def _lacking(self, more: int) -> int:
-        """Bytes that must come free before ``more`` may be written; not positive where none must."""
+        """Bytes that must come free before ``more`` may be written; not positive where none must. What was evicted
+        while somebody looked at it goes first: nobody else has to leave for that."""
         await self.refresh()
+        if self._missing(more) > 0 and self.totals.condemned:
+            await _to_the_end(partial(unlink_unread, self._store))
+            await self.refresh()
+        return self._missing(more)
+
+    def _missing(self, more: int) -> int:
         unwritten = sum(max(0, grant.size - grant.written) for grant in self._grants)
         lacking = more + unwritten - self._store.free_bytes()
         if self.settings.max_bytes:

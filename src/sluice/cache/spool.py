@@ -28,7 +28,7 @@ async def open_spool(
     moved: Callable[[], None],
 ) -> Spool:
     """A spool for a blob of ``size`` bytes, let in by ``space``; raises StorageFull or TooManyUploads."""
-    grant = None if space is None else await space.admit(size)
+    grant = None if space is None else await space.admit(size, digest)
     try:
         return Spool(await store.begin_spool(repository, digest.algorithm), moved, grant)
     except BaseException:
@@ -86,6 +86,8 @@ class Spool:
     async def commit(self, digest: Digest, also: Sequence[Repository], *, replace: bool) -> None:
         """Verify, make durable, publish; raises DigestInvalid, or the store's refusal."""
         await self.settle()
+        if self._grant is not None:
+            self._grant.entering = not replace  # else there is a row, and the file that it is about counts too
         try:
             await self._writer.commit_in(digest, also, replace=replace)
         except SluiceError as error:

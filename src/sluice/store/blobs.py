@@ -2,8 +2,8 @@
 
 ``Contents.publish`` is the only way in: bytes that are verified and complete in a file of ``uploads/`` are fsynced,
 renamed to their digest's name, the directory is fsynced, and then the index is told; only after that does anybody hear
-of it. Cut off at any point, that leaves what was there before, and at most a file that no row names, which a check of
-the store finds.
+of it. Cut off at any point, that leaves what was there before, and at most a file that no row names, which the next
+start drops (``store.placing``).
 
 ``content_lock`` keeps one digest's file and row in step between threads: it is held here from rename to commit, and by
 whoever unlinks content.
@@ -26,6 +26,7 @@ from sluice.errors import StoreDamaged
 from sluice.oci.digest import Digest
 from sluice.store.index import Index
 from sluice.store.paths import FILE_MODE, Paths, fsync_directory
+from sluice.store.placing import placing
 from sluice.store.queries import content_size
 from sluice.store.reserve import refused
 from sluice.store.threads import submit
@@ -135,15 +136,16 @@ class Contents:
 
     def _place(self, staged: Path, digest: Digest, record: Callable[[sqlite3.Connection], T]) -> T:
         path = self._paths.content(digest)
-        staged.rename(path)
-        try:
-            fsync_directory(path.parent)
-            return self._index.write_blocking(record)
-        except BaseException:
-            # Not content after all. The bytes stay with their upload, so that committing can be tried again.
-            with contextlib.suppress(OSError):
-                path.rename(staged)
-            raise
+        with placing(self._paths, digest):
+            staged.rename(path)
+            try:
+                fsync_directory(path.parent)
+                return self._index.write_blocking(record)
+            except BaseException:
+                # Not content after all. The bytes stay with their upload, so that committing can be tried again.
+                with contextlib.suppress(OSError):
+                    path.rename(staged)
+                raise
 
 
 class LocalBlob:

@@ -26,8 +26,9 @@ from typing import Any, TypeVar
 
 from sluice.errors import DataDirectoryTooNew, SluiceError, StorageFull, StoreDamaged, Unavailable
 from sluice.store.paths import FILE_MODE, fsync_directory
-from sluice.store.schema import APPLICATION_ID, SCHEMA_VERSION, TABLES
+from sluice.store.schema import APPLICATION_ID, CACHE_TABLES, SCHEMA_VERSION, TABLES
 from sluice.store.threads import submit
+from sluice.store.upgrade import upgrade
 
 T = TypeVar("T")
 Change = Callable[[sqlite3.Connection], T]
@@ -69,7 +70,7 @@ class Index:
 
     @classmethod
     def open(cls, path: Path) -> Index:
-        """Open or create the index; raises DataDirectoryTooNew or StoreDamaged. Reads no table."""
+        """Open, upgrade or create the index; raises DataDirectoryTooNew or StoreDamaged. Reads no table."""
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE))
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
@@ -244,6 +245,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         _create(connection, path)
     elif application != APPLICATION_ID:
         raise StoreDamaged(f"{path} has application id {application:#x}, not Sluice's: move that file away")
+    elif version < SCHEMA_VERSION:
+        upgrade(connection, path, version)
 
 
 def _create(connection: sqlite3.Connection, path: Path) -> None:
@@ -251,7 +254,7 @@ def _create(connection: sqlite3.Connection, path: Path) -> None:
     if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
         raise StoreDamaged(f"{path} has tables but no schema version: it is not Sluice's, move that file away")
     connection.executescript(
-        f"BEGIN IMMEDIATE; {TABLES} PRAGMA application_id = {APPLICATION_ID};"
+        f"BEGIN IMMEDIATE; {TABLES} {CACHE_TABLES} PRAGMA application_id = {APPLICATION_ID};"
         f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
 

@@ -33,6 +33,7 @@ from sluice.store.index import Index
 from sluice.store.leases import Leases
 from sluice.store.lock import DirectoryLock
 from sluice.store.paths import Paths, make_data_directory, prepare
+from sluice.store.placing import drop_unplaced
 from sluice.store.queries import TagEvent, Totals
 from sluice.store.reserve import Reserve
 from sluice.store.settings import StoreSettings
@@ -77,6 +78,7 @@ class LocalStore:
         self._committers = ThreadPoolExecutor(COMMIT_THREADS, thread_name_prefix="sluice-commit")
         self._hashers = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="sluice-hash")
         self._readers = ThreadPoolExecutor(BLOB_READ_THREADS, thread_name_prefix="sluice-read")
+        drop_unplaced(paths, self.index)
         self.uploads = LocalUploads(paths.uploads, self._reserve, self._publish_blob, settings, clock)
         self.uploads.use(self._writers, self._committers, self._hashers, self._readers)
         self._tasks: list[asyncio.Task[None]] = []
@@ -313,7 +315,7 @@ class LocalStore:
         *,
         replace: bool = False,
     ) -> Descriptor:
-        staged = self._contents.stage(secrets.token_hex(16), manifest.raw)
+        staged = self._contents.stage(SPOOL_PREFIX + secrets.token_hex(16), manifest.raw)
         try:
             self._contents.publish(staged, manifest.digest, len(manifest.raw), record, replace=replace)
         finally:

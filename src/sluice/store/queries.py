@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sluice.errors import BlobUnknown, ManifestUnknown, NameUnknown
@@ -70,6 +70,17 @@ def content_size(connection: sqlite3.Connection, digest: Digest) -> int | None:
     """Bytes of held content, or None."""
     row = connection.execute("SELECT size FROM contents WHERE digest = ?", (str(digest),)).fetchone()
     return None if row is None else int(row[0])
+
+
+def held_among(connection: sqlite3.Connection, digests: Iterable[Digest]) -> frozenset[Digest]:
+    """Those of ``digests``, of which there are few, that are held."""
+    return frozenset(digest for digest in digests if content_size(connection, digest) is not None)
+
+
+def is_known(connection: sqlite3.Connection, digest: Digest) -> bool:
+    """Whether the content is held, or condemned and not unlinked yet."""
+    query = "SELECT 1 FROM contents WHERE digest = ?1 UNION ALL SELECT 1 FROM condemned WHERE digest = ?1"
+    return connection.execute(query, (str(digest),)).fetchone() is not None
 
 
 def list_tags(connection: sqlite3.Connection, repository: Repository, limit: int, last: str | None) -> Sequence[Tag]:

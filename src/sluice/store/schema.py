@@ -3,11 +3,14 @@
 The index says what is held, where it may be read and what points where; the bytes are in content-addressed files. A
 row exists only after its file is durable; a file outlives its row by ``UNLINK_DELAY_S`` at least. Times are seconds
 since the epoch (REAL). Digests are text (``sha256:…``).
+
+Version 1 had none of ``CACHE_TABLES``, and grew by some of them without a number of its own: ``store.upgrade`` takes
+each of its forms to this one.
 """
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x51C1CE01
 
 TABLES = """
@@ -62,17 +65,6 @@ CREATE TABLE tags (
     PRIMARY KEY (repository, name)
 ) WITHOUT ROWID;
 CREATE INDEX tags_digest ON tags(repository, digest);
--- What the upstream last said about a tag: at checked_at it named digest, or was gone. Beside the row in tags, which is
--- what is served; where the two digests differ, somebody else has moved the tag since. A pinned tag never moves.
-CREATE TABLE cached_tags (
-    repository INTEGER NOT NULL REFERENCES repositories(id),
-    name TEXT NOT NULL,
-    digest TEXT NOT NULL,
-    checked_at REAL NOT NULL,
-    gone INTEGER NOT NULL DEFAULT 0,
-    pinned INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (repository, name)
-) WITHOUT ROWID;
 -- Who moved what when; digest is NULL where the tag was deleted. Bounded per tag.
 CREATE TABLE tag_history (
     id INTEGER PRIMARY KEY,
@@ -89,23 +81,12 @@ CREATE TABLE condemned (
     condemned_at REAL NOT NULL,
     size INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
--- What a cache must keep: 'repository:tag', 'repository@digest' or a digest.
-CREATE TABLE protected (
-    reference TEXT PRIMARY KEY
-) WITHOUT ROWID;
--- When an upstream could not be asked; '*': when no cache ran at all. Times of disuse do not count then.
-CREATE TABLE outages (
-    upstream TEXT NOT NULL,
-    began_at REAL NOT NULL,
-    ended_at REAL NOT NULL,
-    PRIMARY KEY (upstream, began_at)
-) WITHOUT ROWID;
--- Whole-store counts, kept by triggers so that start and metrics never scan, and what a cache has evicted so far.
+-- Whole-store counts, kept by triggers so that start and metrics never scan.
 CREATE TABLE totals (
     name TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 ) WITHOUT ROWID;
-INSERT INTO totals VALUES ('contents', 0), ('bytes', 0), ('evicted_images', 0), ('evicted_bytes', 0), ('swept_at', 0);
+INSERT INTO totals VALUES ('contents', 0), ('bytes', 0);
 CREATE TRIGGER contents_added AFTER INSERT ON contents BEGIN
     UPDATE totals SET value = value + 1 WHERE name = 'contents';
     UPDATE totals SET value = value + NEW.size WHERE name = 'bytes';
@@ -114,4 +95,31 @@ CREATE TRIGGER contents_removed AFTER DELETE ON contents BEGIN
     UPDATE totals SET value = value - 1 WHERE name = 'contents';
     UPDATE totals SET value = value - OLD.size WHERE name = 'bytes';
 END;
+"""
+
+CACHE_TABLES = """
+-- What the upstream last said about a tag: at checked_at it named digest, or was gone. Beside the row in tags, which is
+-- what is served; where the two digests differ, somebody else has moved the tag since. A pinned tag never moves.
+CREATE TABLE IF NOT EXISTS cached_tags (
+    repository INTEGER NOT NULL REFERENCES repositories(id),
+    name TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    checked_at REAL NOT NULL,
+    gone INTEGER NOT NULL DEFAULT 0,
+    pinned INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (repository, name)
+) WITHOUT ROWID;
+-- What a cache must keep: 'repository:tag', 'repository@digest' or a digest.
+CREATE TABLE IF NOT EXISTS protected (
+    reference TEXT PRIMARY KEY
+) WITHOUT ROWID;
+-- When an upstream could not be asked; '*': when no cache ran at all. Times of disuse do not count then.
+CREATE TABLE IF NOT EXISTS outages (
+    upstream TEXT NOT NULL,
+    began_at REAL NOT NULL,
+    ended_at REAL NOT NULL,
+    PRIMARY KEY (upstream, began_at)
+) WITHOUT ROWID;
+-- What a cache has evicted so far, and when one last watched over its space.
+INSERT OR IGNORE INTO totals VALUES ('evicted_images', 0), ('evicted_bytes', 0), ('swept_at', 0);
 """

@@ -4,6 +4,10 @@
 nothing is let through for a while, so that a dead upstream costs nothing; then one probe at a time, less and less
 often.
 
+No answer at all says something about the upstream, each time. An answer of 5xx says something about what was asked for:
+the same thing counts once, however often it is asked for, until something else succeeds. So a blob that an upstream
+cannot read is not the upstream's end, and one that answers 5xx to everything is soon known for it.
+
     closed --failures--> open --delay--> half-open --probe succeeded--> closed
                           ^                  |
                           +--- probe failed--+   (with twice the delay)
@@ -26,7 +30,8 @@ class Breaker:
         self._delay_s = DELAY_S
         self._retry_at: float | None = None
         self._probing = False
-        self.trouble: UpstreamError | None = None  # the last that counted, for who is held back
+        self._refused: set[str] = set()  # what 5xx was the answer to, since the last success
+        self.trouble: UpstreamError | None = None  # the last one, for who is held back
 
     @property
     def is_open(self) -> bool:
@@ -46,14 +51,19 @@ class Breaker:
         """The upstream answered."""
         del now
         self._failures = 0
+        self._refused.clear()
         self._delay_s = DELAY_S
         self._retry_at = None
         self._probing = False
 
-    def failed(self, now: float) -> None:
-        """The upstream did not answer, or with 5xx."""
-        self._failures += 1
+    def failed(self, now: float, about: str | None = None) -> None:
+        """The upstream did not answer, or with 5xx to a request ``about`` this."""
         if self._retry_at is None:
+            if about in self._refused:
+                return
+            if about is not None:
+                self._refused.add(about)
+            self._failures += 1
             if self._failures >= FAILURES_TO_OPEN:
                 self._retry_at = now + self._delay_s
         elif self._probing:

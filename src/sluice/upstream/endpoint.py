@@ -80,7 +80,7 @@ class Endpoint:
         attempt = 1
         while True:
             try:
-                return await self._attempt(request, scope, handled, attempt)
+                return await self._attempt(request, scope, handled)
             except UpstreamError as error:
                 fraction = random.random()
                 delay = retry_delay(error, error.retry_after_s, attempt, fraction, self._limits)
@@ -89,23 +89,25 @@ class Endpoint:
             await asyncio.sleep(delay)
             attempt += 1
 
-    async def _attempt(self, request: Request, scope: str, handled: frozenset[int], attempt: int) -> Response:
-        """Once, and tell the breaker how it went. It hears of every way out, or a probe would block the next.
-
-        Answers of 5xx to the tries of one request count once: one blob that an upstream cannot read is not its end.
-        """
+    async def _attempt(self, request: Request, scope: str, handled: frozenset[int]) -> Response:
+        """Once, and tell the breaker how it went. It hears of every way out, or a probe would block the next."""
         if not self.breaker.allow(self._clock()):
             last = self.breaker.trouble
             assert last is not None  # of any request: the message must not look as if it were about this one
             raise type(last)(f"the upstream {self.address} is not asked again yet, for it failed: {last.message}")
+        about = request.target.url.partition("?")[0]
         try:
-            response = await self._ask(request, scope, handled)
-        except (UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamFailed) as error:
-            self.breaker.trouble = error
-            if attempt > 1 and isinstance(error, UpstreamFailed):
-                self.breaker.abandoned()
-            else:
-                self.breaker.failed(self._clock())
+            response = await self._auth.send(request, scope)
+            self.rate_limit = parse_rate_limit(response.headers) or self.rate_limit
+            if response.status in SUCCESSES | handled:
+                self.breaker.succeeded(self._clock())
+                return response
+            error = await refusal(response, self._limits.error_body_bytes)
+        except (UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout) as unheard:
+            self._fail(unheard)
+            raise
+        except UpstreamFailed as failure:  # of the token endpoint
+            self._fail(failure, about)
             raise
         except UpstreamError:
             self.breaker.succeeded(self._clock())  # it answers, if not what we want
@@ -113,12 +115,12 @@ class Endpoint:
         except BaseException:
             self.breaker.abandoned()
             raise
-        self.breaker.succeeded(self._clock())
-        return response
+        if isinstance(error, UpstreamTimeout | UpstreamFailed):
+            self._fail(error, about)
+        else:
+            self.breaker.succeeded(self._clock())
+        raise error
 
-    async def _ask(self, request: Request, scope: str, handled: frozenset[int]) -> Response:
-        response = await self._auth.send(request, scope)
-        self.rate_limit = parse_rate_limit(response.headers) or self.rate_limit
-        if response.status not in SUCCESSES | handled:
-            raise await refusal(response, self._limits.error_body_bytes)
-        return response
+    def _fail(self, error: UpstreamError, about: str | None = None) -> None:
+        self.breaker.trouble = error
+        self.breaker.failed(self._clock(), about)
