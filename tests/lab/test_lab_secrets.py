@@ -46,7 +46,7 @@ def test_public_door(place: Place) -> None:
         "%{http_code}",
         f"https://{replica.address}:5001/v2/lab/hello/manifests/1",
     )
-    logins = ([], ["-u", f"{user.user}:wrong"], ["-u", f"{user.user}:{user.password}"])
+    logins: tuple[list[str], ...] = ([], ["-u", f"{user.user}:wrong"], ["-u", f"{user.user}:{user.password}"])
     assert ["200", "401", "200"] == [lab.run(replica, [*ask, *login]) for login in logins]
 
 

@@ -52,6 +52,7 @@ def test_registry_outside(outside: SluiceServer, tmp_path: Path, mode: str) -> N
         (("--upstream", "https://example.org", "--upstream-user", "me"), "belong together"),
         (("--upstream", "https://example.org", "--upstream-path", "x"), "for the laboratory's own upstream"),
         (("--upstream", "https://example.org", "--upstream-ca", "/nowhere.crt"), "/nowhere.crt does not exist"),
+        (("--upstream", "https://example.org", "--upstream-ca", "/etc/hosts"), "holds no PEM certificate"),
         (("--upstream", "basic", "--upstream-user", "me"), "--upstream-user is for"),
     ],
 )

@@ -15,7 +15,7 @@ from sluice.cli.show import OUTPUT, show_record, show_rows, size
 from sluice.cluster.documents import validate_document
 from sluice.lab.down import take_down
 from sluice.lab.faults import FAULTS
-from sluice.lab.ground import environment, require_means
+from sluice.lab.ground import environment, require_root
 from sluice.lab.laboratory import full_name, open_laboratory
 from sluice.lab.state import DEFAULT_DIRECTORY, LabDirectory
 from sluice.lab.topology import LabShape, UpstreamKind, plan_topology
@@ -172,7 +172,7 @@ def logs(part: str | None, lines: int, directory: Path) -> None:
 @DIRECTORY
 def down(force: bool, directory: Path) -> None:
     """Take it away: processes, namespaces, mounts and files, whatever state they are in."""
-    require_means()
+    require_root()
     place = LabDirectory(directory)
     if force:
         found = take_down(place)

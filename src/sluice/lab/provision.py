@@ -15,6 +15,7 @@ import yaml
 
 from sluice.cluster.documents import validate_document
 from sluice.cluster.layout import REPLICA_PORT, Login
+from sluice.cluster.values import read_certificates
 from sluice.config import RegistryConfig
 from sluice.errors import ConfigInvalid
 from sluice.lab.credentials import TLS_FOLDER, cluster_pki, hand_to_node, hand_to_replica, tls_files
@@ -96,7 +97,10 @@ def _upstream_ca(topology: Topology, authority: Authority) -> str | None:
     pem = read_bounded(outside.ca, PEM_BYTES_MAX)
     if pem is None:
         raise ConfigInvalid(f"outside.ca {outside.ca} does not exist: name the PEM file with the upstream's CA")
-    return pem.decode("ascii", "replace")
+    try:
+        return read_certificates(pem.decode("ascii", "replace"))
+    except ValueError as error:
+        raise ConfigInvalid(f"outside.ca {outside.ca} {error}") from None
 
 
 def read_login(directory: LabDirectory, topology: Topology) -> Login | None:
