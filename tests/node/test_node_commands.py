@@ -68,6 +68,17 @@ def test_apply_status_and_undo(node: Node, capsys: pytest.CaptureFixture[str]) -
     assert run(["node", "undo", "--state", str(node.state)]) == 0
 
 
+def test_a_balancer_that_has_just_started_takes_another_layout(node: Node) -> None:
+    """One apply on the heels of another: the balancer is reloaded, and undo right after a start ends it gently."""
+    for version in range(2, 6):
+        replicas = node.replicas[: version % 2 + 1]
+        node.want(node.layout(version=version, replicas=replicas))
+        assert run(["node", "apply", *documents(node)]) == 0
+        assert [one["name"] for one in replicas] == [one.name for one in node.balancer.state().replicas]
+    assert run(["node", "undo", "--state", str(node.state)]) == 0
+    assert node.balancer.state().pid is None
+
+
 def test_what_is_in_the_way_is_said(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     """Plan and apply end with 1 and name path and remedy; force goes on, also for the applies after it."""
     put(node.hosts / "docker.io" / "hosts.toml", b"server = 'https://theirs'\n")

@@ -31,7 +31,7 @@ PROGRAM = "haproxy"
 PID_FILE, LOCK_FILE = "haproxy.pid", "lock"
 CONFIG_BYTES_MAX = 1 << 20
 CHECK_S, START_S, RELOAD_S, STOP_S, ANSWER_S, LOCK_S = 10.0, 10.0, 10.0, 5.0, 2.0, 60.0
-POLL_S = 0.02
+POLL_S, AGAIN_S, RELOAD_AGAIN_S = 0.02, 1.0, 2.5
 SAID_LENGTH_MAX = 600  # characters of HAProxy's complaint that are passed on
 
 Done = Literal["started", "reloaded", "unchanged"]
@@ -112,8 +112,10 @@ class Balancer:
             if master is None:
                 return
             with _process(master) as process:
-                for number, wait_s in ((signal.SIGUSR1, drain_s), (signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
-                    if (wait_s and self._owns(master)) and _end(process, number, wait_s):
+                # A master that has just started executes itself anew, and loses what comes then: it is asked again.
+                asked = [(signal.SIGUSR1, min(AGAIN_S, drain_s - at)) for at in _steps(drain_s, AGAIN_S)]
+                for number, wait_s in (*asked, (signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
+                    if self._owns(master) and _end(process, number, wait_s):
                         break
             for name in (PID_FILE, ADMIN_SOCKET, STATE_FILE):
                 (self.directory / name).unlink(missing_ok=True)
@@ -182,11 +184,14 @@ class Balancer:
     def _reload(self, digest: str) -> None:
         with contextlib.suppress(OSError):  # how long replicas have been down, and that they are
             write_durably(self.directory / STATE_FILE, self.ask("show servers state").encode())
-        master = self._master()
-        if master is not None:
-            with _process(master) as process:
-                signal.pidfd_send_signal(process, signal.SIGUSR2)
-        if not _wait(lambda: self.state().config == digest, RELOAD_S):
+        for at in _steps(RELOAD_S, RELOAD_AGAIN_S):
+            master = self._master()
+            if master is not None:
+                with _process(master) as process:
+                    signal.pidfd_send_signal(process, signal.SIGUSR2)
+            if _wait(lambda: self.state().config == digest, min(RELOAD_AGAIN_S, RELOAD_S - at)):
+                break
+        else:
             raise ConfigInvalid(
                 f"haproxy did not take the configuration in {self.config} over within {RELOAD_S:g} s, and goes on with"
                 " the one before; is the port taken?"
@@ -257,6 +262,13 @@ def _process(pid: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _steps(whole_s: float, step_s: float) -> Iterator[float]:
+    at = 0.0
+    while at < whole_s:
+        yield at
+        at += step_s
 
 
 def _end(process: int, number: signal.Signals, within_s: float) -> bool:
