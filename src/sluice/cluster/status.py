@@ -37,8 +37,8 @@ class ReplicaStatus(Section):
 
 class NodeStatus(Section):
     """``version`` is the layout that is applied, None before the first; ``wanted`` the one that was asked for last,
-    where the agent could read it. ``error``: why the two differ. ``balancer``: whether it answers, None where the agent
-    runs none. ``time`` (of writing) and ``since`` (of ``healthy``) in seconds of the epoch."""
+    where the agent could read it. ``error``: why the two differ. ``balancer``: whether it answers, None where the
+    layout has none. ``time`` (of writing) and ``since`` (of ``healthy``) in seconds of the epoch."""
 
     node: str | None = None
     mode: Mode | None = None

@@ -173,16 +173,18 @@ class Agent:
         if layout is None:
             return None
         programs = NodePrograms(layout, self._place.prefix)
-        if not programs.runs_balancer:
+        balancer = Balancer.of(layout, self._place.prefix)
+        if "balancer" not in layout.sources:
             self._balancer_at = now + RESCAN_S
             programs.settle()
             return None
-        balancer = Balancer.of(layout, self._place.prefix)
         self._balancer = balancer.state()
-        if not self._balancer.running:
+        if programs.runs_balancer and not self._balancer.running:
             programs.settle()
             self._say("the balancer was started")
             self._balancer = balancer.state()
+        elif not programs.runs_balancer:
+            programs.settle()  # one that an agent started before the kubelet did
         return None
 
     def _write(self, now: float, *, running: bool) -> None:

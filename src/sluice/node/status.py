@@ -13,7 +13,6 @@ from sluice.cluster.status import NodeStatus, ReplicaStatus
 from sluice.errors import ConfigInvalid
 from sluice.node.haproxy import Balancer
 from sluice.node.haproxy_state import BalancerState
-from sluice.node.programs import NodePrograms
 from sluice.node.record import STATE_BYTES_MAX, STATUS, read_layout
 from sluice.pki.durable import read_bounded
 
@@ -83,7 +82,7 @@ def describe(status: NodeStatus, now: float) -> Iterator[str]:
 
 
 def _balancer(layout: NodeLayout | None) -> BalancerState | None:
-    if layout is None or not NodePrograms(layout).runs_balancer:
+    if layout is None or "balancer" not in layout.sources:
         return None
     return Balancer.of(layout).state()
 
