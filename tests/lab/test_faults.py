@@ -121,7 +121,7 @@ def test_full_disks_stop_writing_only(scene: LabScene) -> None:
 
 
 def test_all_replicas_killed(scene: LabScene) -> None:
-    """A pull fails within five seconds, and ``node status`` names every replica and since when."""
+    """A pull fails within five seconds, ``node status`` names every replica and since when, and with them it goes on."""
     image, socket = fresh(scene, SMALL), scene.place("worker-1").socket
     before = time.time()
     for replica in scene.replicas:
@@ -134,6 +134,8 @@ def test_all_replicas_killed(scene: LabScene) -> None:
     wait_until(lambda: node_status(scene, "worker-1")["healthy"] is False)
     found = node_status(scene, "worker-1")
     assert all(before - SLACK_S < one["since"] < time.time() for one in found["replicas"])
+    faults.heal(scene.lab, faults.ALL)
+    assert pull(socket, full_name(image.reference)).startswith("sha256:")
 
 
 def test_balancer_killed_in_the_middle_of_a_layer(scene: LabScene) -> None:
