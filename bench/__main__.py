@@ -21,6 +21,7 @@ from bench import (
     rows_agent,
     rows_cache,
     rows_cold,
+    rows_lab,
     rows_limits,
     rows_neighbour,
     rows_node,
@@ -55,6 +56,7 @@ _ROWS: dict[str, Callable[[Site], list[Row]]] = {
     "16": rows_neighbour.etcd,
     "17": rows_node.balancer,
     "19": rows_agent.agent,
+    "22": rows_lab.laboratory,
 }
 _PEERS = (SLUICE, REGISTRY, NGINX)
 
