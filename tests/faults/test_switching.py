@@ -222,7 +222,7 @@ def run_rounds(site: Site, requests: int) -> None:
 
 def test_switching_under_load(site: Site, long_form: bool) -> None:
     """Local, Proxy, Direct and Local again: no request fails, and each is served by the wiring it began on."""
-    run_rounds(site, 3000 if long_form else 300)
+    run_rounds(site, 5000 if long_form else 1000)
 
 
 def test_what_was_cached_stays_in_local_mode(site: Site) -> None:
