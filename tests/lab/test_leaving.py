@@ -11,6 +11,7 @@ import pytest
 
 from lab.commands import NOTHING, Place, raised, surroundings, traces, wait_until
 from lab.isolated import needs_lab
+from sluice.lab.faults import FAULTS
 from sluice.lab.ground import find_init
 
 pytestmark = needs_lab
@@ -127,4 +128,16 @@ def test_down_while_up(tmp_path: Path) -> None:
     assert place.call("down", "--force").code == 0
     up.send_signal(signal.SIGCONT)
     assert finish(up) == 1
+    assert NOTHING == traces(place)
+
+
+@pytest.mark.parametrize("part", ["cp-1/replica", "worker-1/containerd"])
+def test_part_dies_while_it_comes_up(tmp_path: Path, part: str) -> None:
+    """``up`` fails with the name of a part that ended, and what it said last, and leaves nothing."""
+    place = Place(tmp_path)
+    up = begun(place, "network")
+    wait_until(lambda: bool(place.open().running()[part]), f"{part} runs")
+    FAULTS["kill"](place.open(), part)
+    _, said = up.communicate(timeout=60)
+    assert (1, True) == (up.returncode, f"sluice: {part} ended by itself" in said), said
     assert NOTHING == traces(place)

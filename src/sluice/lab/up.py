@@ -87,6 +87,7 @@ class _Raising:
             self._await_parts(pool)
             for push in self.pushes:
                 push.result(PUSH_S)
+            self._require_alive([], 0.0)
             self.tell(IMAGES, "ready")
         finally:
             # A push that still runs ends with the ground.
@@ -130,12 +131,14 @@ class _Raising:
         if find_init(self.directory.path) is None:
             raise Unavailable("the laboratory was ended while it came up")
         running = running_parts(self.ground, self.topology)
-        for part in waiting:
-            words = f"{self._last_words(part)} ({self.directory.log(part.name).name})"
-            if part.kind != "balancer" and not running[part.name]:
-                raise Unavailable(f"{part.name} ended by itself: {words}")
-            if waited_s > WAITED_S[part.kind]:
-                raise Unavailable(f"{part.name} did not become ready within {WAITED_S[part.kind]:.0f} s: {words}")
+        for part in self.topology.parts:
+            # A balancer is started by its agent, in its own time.
+            is_late = part in waiting and waited_s > WAITED_S[part.kind]
+            if not running[part.name] and (part.kind != "balancer" or part not in waiting):
+                raise Unavailable(f"{part.name} ended by itself: {self._last_words(part)}")
+            if is_late:
+                limit = f"{WAITED_S[part.kind]:.0f} s"
+                raise Unavailable(f"{part.name} did not become ready within {limit}: {self._last_words(part)}")
 
     def _last_words(self, part: Part) -> str:
         with contextlib.suppress(OSError):
