@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -90,8 +91,8 @@ def test_what_was_pulled_runs_in_the_nodes_network(containerd: Containerd, here:
     ("image", "auth", "reason"),
     [
         ("demo/hello:none", LOGIN, "not found"),
-        ("demo/hello:1", None, "401"),
-        ("demo/hello:1", Auth(USER, "wrong"), "401"),
+        ("demo/hello:1", None, "401|authorization failed"),
+        ("demo/hello:1", Auth(USER, "wrong"), "401|authorization failed"),
         ("demo/hello@sha256:" + "0" * 64, LOGIN, "not found"),
     ],
 )
@@ -100,7 +101,7 @@ def test_failures_give_the_runtimes_reason(containerd: Containerd, image: str, a
     with pytest.raises(PullFailed) as caught:
         pull(containerd.place.socket, f"{NAME}/{image}", auth)
     assert caught.value.message.startswith(f"{NAME}/{image} could not be pulled: ")
-    assert reason in caught.value.message
+    assert re.search(reason, caught.value.message)
     assert "wrong" not in caught.value.message
 
 

@@ -9,6 +9,7 @@ processes are known by the paths in their command lines.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -188,6 +189,9 @@ def _end_containers(place: ContainerdPlace) -> None:
 
 def _remove_shim_socket(bundle: Path) -> None:
     # Shims listen in /run/containerd/s, wherever the daemon's state is; one that was killed leaves its socket there.
-    with contextlib.suppress(OSError):
-        address = (bundle / "address").read_text(encoding="utf-8")
-        Path(address.removeprefix("unix://")).unlink()
+    # 1.x writes its address plainly, 2.x among others as JSON.
+    for name in ("address", "bootstrap.json"):
+        with contextlib.suppress(OSError, ValueError, LookupError):
+            said = (bundle / name).read_text(encoding="utf-8")
+            address = said if name == "address" else str(json.loads(said)["address"])
+            Path(address.removeprefix("unix://")).unlink()
