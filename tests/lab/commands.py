@@ -113,10 +113,10 @@ NOTHING: dict[str, list[str]] = {"processes": [], "mounts": [], "control groups"
 
 
 def surroundings() -> dict[str, list[str]]:
-    """What a laboratory could leave on the machine itself, by name."""
+    """What a laboratory could leave on the machine itself, by name; not what other suites make beside it."""
     folders = ("/etc", "/opt", "/var/lib", "/run", "/root")
     return {
-        "networks": _names("/run/netns"),
+        "networks": [one for one in _names("/run/netns") if not one.startswith("sluice-t-")],
         "interfaces": _names("/sys/class/net"),
         **{folder: [one for one in _names(folder) if not one.startswith(".")] for folder in folders},
     }

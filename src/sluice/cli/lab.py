@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -76,6 +77,8 @@ def up(directory: Path, output: str, **given: Any) -> None:
     topology = plan_topology(shape)
     with shown_progress(topology) as progress:
         raise_lab(directory, shape, progress.tell)
+        # It is up and stays up: whoever is too late with Ctrl-C shall not be told otherwise by our exit code.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     record = {"directory": str(directory.absolute()), "mode": shape.mode, "seconds": round(progress.seconds, 2)}
     at = "" if directory == DEFAULT_DIRECTORY else f" --directory {directory}"
     image = "IMAGE" if shape.outside is not None else "lab/hello:1"
