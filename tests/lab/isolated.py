@@ -40,10 +40,10 @@ def lacks_means() -> bool:
 needs_lab = pytest.mark.skipif(lacks_means(), reason="needs root, CAP_SYS_ADMIN and make setup")
 
 
-def mounts_below(directory: Path) -> list[str]:
-    """Mount points in a directory, as this process sees them."""
+def mounts_of(directory: Path) -> list[str]:
+    """Mounts in a directory or made of what is in it, as this process sees them."""
     lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    return [line.split()[4] for line in lines if line.split()[4].startswith(str(directory))]
+    return [line for line in lines if str(directory) in line]
 
 
 def processes_of(directory: Path) -> list[str]:

@@ -146,7 +146,7 @@ def test_pulls_with_what_the_plugin_says(here: Site, plugin: Plugin) -> None:
 
         for logins in ({NAME: (USER, "wrong")}, {}):
             plugin.says(logins)
-            with pytest.raises(PullFailed, match="401|authorization failed"):
+            with pytest.raises(PullFailed, match=r"401|authorization failed"):
                 pull()
         plugin.says({NAME: (USER, PASSWORD), f"{NAME}/demo": (USER, "wrong")})
         assert pull().startswith("sha256:")
