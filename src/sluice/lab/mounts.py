@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 
-from sluice.lab.topology import PUBLIC_PORT, RUN, Machine, Topology
+from sluice.lab.topology import RUN, Machine, Topology
 
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 """Where OpenSSL, curl and Go look on Debian."""
@@ -90,8 +90,3 @@ def hosts(topology: Topology, machine: Machine, virtual: str) -> str:
     lines += [f"{one.address} {host}" for one in own_first]
     lines += [f"{one.address} {one.name}" for one in topology.machines if one != machine]
     return "".join(f"{line}\n" for line in lines)
-
-
-def public_url(machine: Machine) -> str:
-    """A replica's door for users."""
-    return f"https://{machine.address}:{PUBLIC_PORT}"

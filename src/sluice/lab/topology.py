@@ -27,8 +27,6 @@ PUBLIC_PORT, OPERATIONS_PORT, UPSTREAM_PORT = 5001, 5002, 5000
 RUN = "/run/sluice-lab"
 """Where a laboratory's programs find their machine's directory: a short path, because socket names are bounded."""
 UPSTREAM = "upstream"
-UPSTREAM_PREFIX = "team/project"
-"""Path below which the images of an upstream lie that wants credentials of bearers."""
 
 LabMode = Literal["direct", "proxy", "local"]
 UpstreamKind = Literal["anonymous", "basic", "bearer"]
