@@ -123,7 +123,7 @@ class Part:
             case "balancer":
                 return f"127.0.0.1:{BALANCER_PORT}"
             case "containerd":
-                return f"{self.machine.home}/containerd.sock"
+                return f"{self.machine.home}/containerd/c.sock"
         return ""
 
 
