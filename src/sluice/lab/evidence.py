@@ -8,16 +8,13 @@ but the one that sent the rest has: status 206 and fewer bytes than the layer ha
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sluice.errors import Unavailable
 from sluice.lab.containerd_config import ContainerdPlace
 
 CONTENT = "root/io.containerd.content.v1.content"
-POLL_S = 0.002
 # The access log for people, as ``telemetry`` writes it.
 _LINE = re.compile(r"^\S+Z (\d{3}) ([A-Z]+) (\S+) (\d+)B \S+ms (\S+) ", re.MULTILINE)
 
@@ -55,16 +52,6 @@ def received(place: ContainerdPlace, digest: str) -> int:
         except OSError:
             continue
     return 0
-
-
-def await_received(place: ContainerdPlace, digest: str, least: int, seconds: float = 60.0) -> int:
-    """Return once at least so many bytes are there; how many they are. Raises Unavailable."""
-    deadline = time.monotonic() + seconds
-    while (there := received(place, digest)) < least:
-        if time.monotonic() > deadline:
-            raise Unavailable(f"{there} bytes of {digest} came within {seconds:g} s: {least} were waited for")
-        time.sleep(POLL_S)
-    return there
 
 
 def _arriving(content: Path, digest: str) -> Iterable[Path]:
