@@ -82,6 +82,9 @@ def installed_version(program: str = "containerd") -> tuple[int, int]:
 def render_config(place: ContainerdPlace, version: tuple[int, int], snapshotter: str) -> str:
     """The whole ``config.toml`` as text."""
     plugins = _plugins_2(place, snapshotter) if version >= (2, 0) else _plugins_1(place, snapshotter)
+    if version >= (1, 7):
+        # Its socket has one place on the whole machine, and two daemons cannot both have it.
+        plugins["io.containerd.nri.v1.nri"] = {"disable": True}
     document: Table = {
         "version": 3 if version >= (2, 0) else 2,
         "root": str(place.directory / "root"),
