@@ -29,7 +29,7 @@ SHAPES: dict[str, dict[str, object]] = {
 
 @pytest.fixture(scope="module", params=list(SHAPES.values()), ids=list(SHAPES))
 def scene(request: pytest.FixtureRequest) -> Iterator[LabScene]:
-    with cluster(control_planes=2, workers=1, **request.param) as made:
+    with cluster(control_planes=1, workers=1, **request.param) as made:
         yield made
 
 
