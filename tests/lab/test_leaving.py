@@ -136,8 +136,14 @@ def test_part_dies_while_it_comes_up(tmp_path: Path, part: str) -> None:
     """``up`` fails with the name of a part that ended, and what it said last, and leaves nothing."""
     place = Place(tmp_path)
     up = begun(place, "network")
-    wait_until(lambda: bool(place.open().running()[part]), f"{part} runs")
-    FAULTS["kill"](place.open(), part)
-    _, said = up.communicate(timeout=60)
+    try:
+        wait_until(lambda: bool(place.open().running()[part]), f"{part} runs")
+        up.send_signal(signal.SIGSTOP)  # so that it is still at work, however slow this machine is
+        FAULTS["kill"](place.open(), part)
+    finally:
+        up.send_signal(signal.SIGCONT)
+        _, said = up.communicate(timeout=60)
+        if up.returncode == 0:
+            place.call("down", "--force")
     assert (1, True) == (up.returncode, f"sluice: {part} ended by itself" in said), said
     assert NOTHING == traces(place)
