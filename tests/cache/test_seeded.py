@@ -95,11 +95,7 @@ def nothing_is_stale(patch: pytest.MonkeyPatch) -> None:
 
 def unverified_passage(patch: pytest.MonkeyPatch) -> None:
     """What is passed through is not verified."""
-
-    async def finish(self: readers.ThroughReader) -> None:
-        self._ended = True
-
-    patch.setattr(readers.ThroughReader, "_finish", finish)
+    patch.setattr(readers.ThroughReader, "_finish", lambda self: setattr(self, "_ended", True))
 
 
 async def wrong_small(data: Path) -> None:

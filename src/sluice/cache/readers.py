@@ -7,7 +7,6 @@ every byte it withholds the last ``WITHHELD_BYTES`` until the digest is verified
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from sluice.cache.answers import CacheCounters
@@ -17,7 +16,6 @@ from sluice.cache.sources import Opener, open_first
 from sluice.errors import SluiceError, StoreDamaged, UpstreamFailed, UpstreamInvalid
 from sluice.oci.content import BlobReader
 from sluice.oci.digest import Digest, Hasher
-from sluice.store.session import HASH_BESIDE_BYTES
 from sluice.wire.pieces import Pieces
 
 
@@ -71,8 +69,7 @@ class ThroughReader:
     """A ``BlobReader`` that goes to the upstream for every byte, best read from front to back.
 
     ``hasher`` has seen what comes before ``position``. A reader that leaps gives up the verification: what it has is a
-    part, and whoever puts parts together verifies them. In memory are what was asked for, ``WITHHELD_BYTES``, and the
-    piece before, which a thread hashes while the next one comes.
+    part, and whoever puts parts together verifies them. In memory are what was asked for and ``WITHHELD_BYTES``.
     """
 
     def __init__(
@@ -89,7 +86,6 @@ class ThroughReader:
         self._counters = counters
         self._size: int | None = None
         self._hasher = hasher
-        self._hashing: asyncio.Future[None] | None = None
         self._position = position  # of the first byte in ``_ahead``
         self._ahead = Pieces()
         self._ended = False
@@ -131,7 +127,7 @@ class ThroughReader:
 
     def _leap(self, offset: int) -> None:
         self._drop_reader()
-        self._hasher = self._hashing = None
+        self._hasher = None
         self._ahead.clear()
         self._position, self._ended = offset, False
 
@@ -150,29 +146,16 @@ class ThroughReader:
             want = max(length - len(self._ahead), CHUNK_BYTES_MIN)
             want = want if end is None else min(want, end - at)
             data = await self._reader.read(at, want)
-            await self._await_hashing()
-            self._take(data)  # both ahead and to the hasher, whoever is cancelled
+            self._counters.upstream_bytes += len(data)
+            self._ahead.append(data)
+            if self._hasher is not None:
+                self._hasher.update(data)
             if end is not None and len(data) < want:
                 raise UpstreamFailed(f"blob {self._digest} ended at byte {at + len(data)} of {end}")
-            if len(data) < want:
-                await self._finish()
-        if self._wrong or (not self._ended and self._position + len(self._ahead) == end):
-            await self._finish()
-
-    def _take(self, data: bytes) -> None:
-        self._counters.upstream_bytes += len(data)
-        self._ahead.append(data)
-        if self._hasher is None:
-            return
-        if len(data) < HASH_BESIDE_BYTES:
-            self._hasher.update(data)
-        else:
-            self._hashing = asyncio.get_running_loop().run_in_executor(None, self._hasher.update, data)
-
-    async def _await_hashing(self) -> None:
-        if self._hashing is not None:
-            await asyncio.shield(self._hashing)
-            self._hashing = None
+            if len(data) < want or at + len(data) == end:
+                self._finish()
+        if self._wrong or (end == 0 and not self._ended):
+            self._finish()
 
     def _wanted(self, length: int, end: int | None) -> int:
         """How many bytes must be there before ``length`` may go out."""
@@ -183,8 +166,7 @@ class ThroughReader:
         withheld = self._position + length > end - WITHHELD_BYTES
         return end - self._position if withheld else length
 
-    async def _finish(self) -> None:
-        await self._await_hashing()
+    def _finish(self) -> None:
         self._ended = True
         if self._hasher is not None and self._hasher.hexdigest() != self._digest.hex:
             self._wrong = True
