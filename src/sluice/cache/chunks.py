@@ -13,7 +13,8 @@ from typing import Protocol, runtime_checkable
 from sluice.oci.content import BlobReader
 
 CHUNK_BYTES_MIN = 16 << 10
-CHUNK_BYTES_MAX = 256 << 10
+CHUNK_BYTES_MAX = 1 << 20
+SHARE_BYTES_MIN = 64 << 10
 CHUNKS_BYTES = 1 << 20  # of all fills together, as long as they are few
 FAST_CHUNK_S, SLOW_CHUNK_S = 0.02, 0.2  # readers see whole chunks: larger ones only while they come fast
 PATIENCE_S = 0.01  # what came is shown by then, however little it is
@@ -54,7 +55,7 @@ async def next_batch(
 
 def share_bytes(fills: int) -> int:
     """How large a chunk of one of so many fills may be."""
-    return max(CHUNK_BYTES_MAX // 4, min(CHUNK_BYTES_MAX, CHUNKS_BYTES // max(fills, 1)))
+    return max(SHARE_BYTES_MIN, min(CHUNK_BYTES_MAX, CHUNKS_BYTES // max(fills, 1)))
 
 
 def next_chunk_bytes(chunk: int, took_s: float) -> int:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import ctypes
 import os
 
-# TLS records (16 KiB and a head) come from the threads' caches; pages stay for a second.
-JEMALLOC_OPTIONS = "narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0,tcache_max:32768"
+# TLS records (16 KiB and a head) come from the threads' caches; pages stay for half a second.
+JEMALLOC_OPTIONS = "narenas:1,dirty_decay_ms:500,muzzy_decay_ms:0,tcache_max:32768"
 ARENAS = 1
-KEPT_BYTES = 4 << 20
+KEPT_BYTES = 2 << 20
 """Slices of blobs are Python's: the heap they come from is not given back to the system each time the last one is
 freed, and none of them is a mapping of its own."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8

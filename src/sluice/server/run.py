@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -38,6 +39,7 @@ async def serve(source: ConfigSource, ready: Callable[[Service], None] | None = 
         _on_signals(END_SIGNALS, stop.set)
         _on_signals((signal.SIGHUP,), lambda: _reload(service))
         _introduce(service)
+        gc.freeze()  # what is there by now stays: no collection has to walk over it
         if ready is not None:
             ready(service)
         await stop.wait()

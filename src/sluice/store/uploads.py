@@ -298,7 +298,10 @@ class LocalUploads:
         return _Session(note, file, BackgroundFlush(file, self._pacer), newest.stat().st_mtime)
 
     def _file(self, identifier: str, algorithm: str) -> SessionFile:
-        return SessionFile(self._directory / identifier, algorithm, self._reserve, self._pacer, self._hashers)
+        # A push gains from hashing beside writing. A fill is fed through more threads already, and two cores have none
+        # to spare: the thread that writes a chunk hashes it.
+        hashers = None if identifier.startswith(SPOOL_PREFIX) else self._hashers
+        return SessionFile(self._directory / identifier, algorithm, self._reserve, self._pacer, hashers)
 
     def _batch_bytes(self) -> int:
         """How much to gather before it is written: a share of what all uploads may hold."""
