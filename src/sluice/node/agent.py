@@ -1,9 +1,9 @@
 """The agent of a node: follows its layout, keeps files and balancer as it says, and says how things are.
 
-``sluice node run``. One thread that sleeps; the layout's file is looked at every two seconds (and on SIGHUP), the
-balancer every few seconds, the files on disk every few minutes. What cannot be applied changes nothing: the last good
-state stands and the status says why. The last good layout is on disk, so a node starts without anybody to ask. Nothing
-that serves images depends on the agent: HAProxy runs on when it ends or dies.
+``sluice node run``. One thread that sleeps; the layout's file is looked at once a second (and on SIGHUP), the balancer
+every few seconds, the files on disk every few minutes. What cannot be applied changes nothing: the last good state
+stands and the status says why. The last good layout is on disk, so a node starts without anybody to ask. Nothing that
+serves images depends on the agent: HAProxy runs on when it ends or dies.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from sluice.node.record import STATUS, read_layout, read_secrets
 from sluice.node.status import describe_replicas
 from sluice.pki.durable import PUBLIC_MODE, write_durably
 
-POLL_S = 2.0
-BALANCER_S = 6.0
+POLL_S = 1.0
+BALANCER_S = 5.0
 """Between two questions to the balancer; whether its process is there is looked at with every poll."""
 AGAIN_S = 30.0
 """After what failed, and while there are findings."""
@@ -87,24 +87,19 @@ class Agent:
     def tick(self, *, everything: bool = False) -> None:
         """Whatever is due. Never raises for what the node or its documents are like."""
         now = self._clock()
-        due = now >= self._beat_at
         stamps = tuple(_stamp(path) for path in (self._place.layout, self._place.secrets) if path is not None)
         if everything or stamps != self._stamps or now >= self._follow_at:
-            due = True
             self._stamps = stamps
             self._follow_at = now + AGAIN_S
             self._guard("layout", self._follow, now)
         containerd = _stamp(Path(self._applied.paths.containerd_config)) if self._applied is not None else None
         if everything or containerd != self._containerd or now >= self._look_at:
-            due = True
             self._containerd = containerd
             self._guard("containerd", self._examine, now)
         if now >= self._balancer_at or self._balancer_died():
-            due = True
             self._balancer_at = now + BALANCER_S
             self._guard("balancer", self._keep_balancer, now)
-        if due:  # or there is nothing new to say, which would cost most of an idle second
-            self._write(now, running=True)
+        self._write(now, running=True)
 
     def _balancer_died(self) -> bool:
         pid = self._balancer.pid if self._balancer is not None else None
