@@ -15,6 +15,7 @@ from sluice.oci.content import BlobReader
 CHUNK_BYTES_MIN = 16 << 10
 CHUNK_BYTES_MAX = 1 << 20
 SHARE_BYTES_MIN = 64 << 10
+WHOLE_SHARE_BYTES = 256 << 10  # from this share on there is room for pieces as they come, uncut
 CHUNKS_BYTES = 1 << 20  # of all fills together, as long as they are few
 FAST_CHUNK_S, SLOW_CHUNK_S = 0.02, 0.2  # readers see whole chunks: larger ones only while they come fast
 PATIENCE_S = 0.01  # what came is shown by then, however little it is
@@ -31,10 +32,11 @@ class Flowing(Protocol):
 
 
 async def next_batch(
-    reader: BlobReader, position: int, want: int, patience_s: float, *, whole: bool
+    reader: BlobReader, position: int, want: int, patience_s: float, *, share: int
 ) -> tuple[Sequence[bytes], bool]:
     """About ``want`` bytes from ``position``, where ``reader`` stands, and whether the blob ends behind them: fewer
-    where more takes longer than ``patience_s``, and with ``whole`` up to a piece more, which is not cut then."""
+    where more takes longer than ``patience_s``, and with a ``share`` (``share_bytes``) that has room for it up to a
+    piece more, which is not cut then."""
     if not isinstance(reader, Flowing):
         data = await reader.read(position, want)
         return ([data] if data else []), len(data) < want
@@ -43,7 +45,7 @@ async def next_batch(
     batch: list[bytes] = []
     held = 0
     while held < want and len(batch) < BATCH_PIECES_MAX:
-        piece = await reader.read_next(PIECE_BYTES_MAX if whole else want - held)
+        piece = await reader.read_next(PIECE_BYTES_MAX if share >= WHOLE_SHARE_BYTES else want - held)
         if not piece:
             return batch, True
         batch.append(piece)

@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from sluice.cache.answers import CacheCounters
-from sluice.cache.chunks import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, PATIENCE_S, next_batch, next_chunk_bytes, share_bytes
+from sluice.cache.chunks import CHUNK_BYTES_MIN, PATIENCE_S, next_batch, next_chunk_bytes, share_bytes
 from sluice.cache.flights import again, patiently
 from sluice.cache.policy import CachePolicy, is_far
 from sluice.cache.recent import Recent
@@ -246,9 +246,7 @@ class Fill:
                 most = share_bytes(self.counters.fills_active)
                 want = min(chunk, most) if end is None else min(chunk, most, end - self._spool.taken)
                 asked_at = now()
-                batch, ended = await next_batch(
-                    reader, self._spool.taken, want, PATIENCE_S, whole=most == CHUNK_BYTES_MAX
-                )
+                batch, ended = await next_batch(reader, self._spool.taken, want, PATIENCE_S, share=most)
                 size = sum(map(len, batch))
                 self.counters.upstream_bytes += size
                 if batch:

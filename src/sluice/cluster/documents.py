@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from sluice.errors import ConfigInvalid
@@ -32,10 +31,12 @@ def _load(raw: bytes, name: str) -> object:
     # JSON is tried first: YAML reads its escaped surrogate pairs as two characters that are none.
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(raw)
+    from sluice.config.document import parse_yaml  # noqa: PLC0415 - what a machine wrote is JSON, and needs no YAML
+
     try:
-        return yaml.safe_load(raw)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigInvalid(f"{name} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
+        return parse_yaml(raw)
+    except ValueError as error:
+        raise ConfigInvalid(f"{name} is neither YAML nor JSON: {error}") from None
 
 
 def validate_document(model: type[Document], value: object, name: str) -> Document:

@@ -17,6 +17,8 @@ import socket
 import struct
 from contextlib import suppress
 
+from sluice.server.descriptors import own_sockets
+
 log = logging.getLogger("sluice.server")
 
 SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h; Python's socket module has no name for it
@@ -26,28 +28,13 @@ _RETURN = 0x06  # BPF_RET | BPF_K of linux/bpf_common.h
 def listening(host: str, port: int) -> list[socket.socket]:
     """This process's listening sockets on exactly this address, as duplicates that the caller closes."""
     found: dict[int, socket.socket] = {}  # by inode: a duplicate may get a number that is still to come
-    for name in os.listdir("/proc/self/fd"):
-        one = _duplicate(int(name))
-        if one is None:
-            continue
+    for one in own_sockets():
         inode = os.fstat(one.fileno()).st_ino
         if inode not in found and _listens(one) and _is_at(one, host, port):
             found[inode] = one
         else:
             one.close()
     return list(found.values())
-
-
-def _duplicate(descriptor: int) -> socket.socket | None:
-    try:
-        copy = os.dup(descriptor)
-    except OSError:
-        return None  # gone meanwhile
-    try:
-        return socket.socket(fileno=copy)
-    except OSError:
-        os.close(copy)  # no socket
-        return None
 
 
 def _listens(one: socket.socket) -> bool:

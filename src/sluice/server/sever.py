@@ -1,21 +1,19 @@
 """Cutting connections from outside the server library.
 
-Granian gives the application no handle on a socket. Two kinds of connection would stay for ever: a response whose
-reader has stopped taking bytes (a zero TCP window never times out while the peer answers probes), and one that never
-sends a request (its timer for a request's head starts with the first byte). So sockets are looked up among the
-process's own descriptors (proc(5), ``/proc/self/fd``) and shut down. Neither happens on a healthy path.
+Two kinds of connection would stay for ever: a response whose reader has stopped taking bytes (a zero TCP window never
+times out while the peer answers probes), and one that never sends a request (its timer for a request's head starts with
+the first byte). So they are looked up among the process's own sockets and shut down. Neither happens on a healthy path.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import socket
-import stat
 import struct
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 
+from sluice.server.descriptors import own_sockets
 from sluice.server.exchange import Exchange
 
 log = logging.getLogger("sluice.server")
@@ -55,10 +53,7 @@ def idle_for_s(sock: socket.socket) -> float:
 
 def connections(ports: Collection[int]) -> Iterator[tuple[Peer, socket.socket]]:
     """This process's established TCP connections to its own ``ports``, each open while it is looked at."""
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(int(name))) as sock:
-                if sock.family in {socket.AF_INET, socket.AF_INET6} and sock.getsockname()[1] in ports:
-                    yield sock.getpeername()[:2], sock
+    for sock in own_sockets():
+        with suppress(OSError), sock:
+            if sock.family in {socket.AF_INET, socket.AF_INET6} and sock.getsockname()[1] in ports:
+                yield sock.getpeername()[:2], sock
