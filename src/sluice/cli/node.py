@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
-from threading import Event
 from types import FrameType
 
 import click
@@ -179,15 +178,16 @@ def run_agent(layout_file: Path, secrets_file: Path | None, state: Path | None) 
     everything at once; SIGTERM ends the agent, and the balancer runs on.
     """
     agent = Agent(Place(layout_file, secrets_file, state), say=lambda line: click.echo(line, err=True))
-    stop, again, wake = Event(), Event(), Event()
 
     def noticed(number: int, frame: FrameType | None) -> None:
-        (again if number == signal.SIGHUP else stop).set()
-        wake.set()
+        if number == signal.SIGHUP:
+            agent.look_again()
+        else:
+            agent.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, noticed)
-    agent.run(stop, again, wake)
+    agent.run()
 
 
 def _documents(layout_file: Path, secrets_file: Path | None) -> tuple[NodeLayout, NodeSecrets | None]:

@@ -1,25 +1,26 @@
 """The agent of a node: follows its layout, keeps files and balancer as it says, and says how things are.
 
-``sluice node run``. One thread that sleeps; the layout's file is looked at once a second (and on SIGHUP), the balancer
-every few seconds, the files on disk every few minutes. What cannot be applied changes nothing: the last good state
-stands and the status says why. The last good layout is on disk, so a node starts without anybody to ask. Nothing that
-serves images depends on the agent: HAProxy runs on when it ends or dies.
+``sluice node run``. One thread that sleeps; the layout's file is looked at every two seconds (and on SIGHUP), the
+balancer every few seconds, the files on disk every few minutes. What cannot be applied changes nothing: the last good
+state stands and the status says why. The last good layout is on disk, so a node starts without anybody to ask. Nothing
+that serves images depends on the agent: HAProxy runs on when it ends or dies.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 
 from sluice.cluster.documents import dump_document, load_document
 from sluice.cluster.layout import NodeLayout, NodeSecrets, Paths
 from sluice.cluster.status import Finding, NodeStatus
 from sluice.errors import ConfigInvalid, NodeRefused, SluiceError
 from sluice.node.apply import adopt_state, agent_locked, apply_intent, intend
+from sluice.node.bell import Bell
 from sluice.node.containerd import read_containerd
 from sluice.node.containers_check import check_containers
 from sluice.node.containers_found import read_registries
@@ -28,12 +29,12 @@ from sluice.node.haproxy_state import BalancerState
 from sluice.node.preflight import check_containerd
 from sluice.node.programs import NodePrograms
 from sluice.node.record import STATUS, read_layout, read_secrets
-from sluice.node.status import describe_replicas
+from sluice.node.status import describe_replicas, says_the_same
 from sluice.pki.durable import PUBLIC_MODE, write_durably
 
-POLL_S = 1.0
-BALANCER_S = 5.0
-"""Between two questions to the balancer; whether its process is there is looked at with every poll."""
+POLL_S = 2.0
+BALANCER_S = 10.0
+"""Between two questions to the balancer; its end is noticed at once."""
 AGAIN_S = 30.0
 """After what failed, and while there are findings."""
 RESCAN_S = 300.0
@@ -70,18 +71,32 @@ class Agent:
         self._follow_at = self._look_at = self._balancer_at = self._beat_at = 0.0
         self._balancer: BalancerState | None = None
         self._status: NodeStatus | None = None
+        self._told: tuple[object, ...] = ()  # what the last status was made of
+        self._bell = Bell()
+        self._stopped = self._again = False
 
-    def run(self, stop: Event, again: Event, wake: Event) -> None:
-        """Until ``stop``. ``again``: look at everything now. Both come with ``wake``. Raises NodeRefused where another
-        agent runs."""
+    def stop(self) -> None:
+        """Have ``run`` return soon; for signal handlers too."""
+        self._stopped = True
+        self._bell.ring()
+
+    def look_again(self) -> None:
+        """Have it look at everything now; for signal handlers too."""
+        self._again = True
+        self._bell.ring()
+
+    def run(self) -> None:
+        """Until ``stop``. Raises NodeRefused where another agent runs."""
         adopt_state(self._state)
-        with agent_locked(self._state):
+        with self._bell, agent_locked(self._state):
             self._guard("layout", self._remember, self._clock())
-            while not stop.is_set():
-                self.tick(everything=again.is_set())
-                again.clear()
-                wake.wait(POLL_S)
-                wake.clear()
+            gc.freeze()  # what has been loaded stays, and a collection need not walk through it each time
+            while not self._stopped:
+                again = self._again
+                if again:  # never put back without having been seen: a signal may come between any two steps
+                    self._again = False
+                self.tick(everything=again)
+                self._bell.sleep(POLL_S)
             self._write(self._clock(), running=False)
 
     def tick(self, *, everything: bool = False) -> None:
@@ -96,14 +111,12 @@ class Agent:
         if everything or containerd != self._containerd or now >= self._look_at:
             self._containerd = containerd
             self._guard("containerd", self._examine, now)
-        if now >= self._balancer_at or self._balancer_died():
+        if now >= self._balancer_at or (self._bell.gone and now >= self._balancer_at - BALANCER_S + POLL_S):
             self._balancer_at = now + BALANCER_S
             self._guard("balancer", self._keep_balancer, now)
-        self._write(now, running=True)
-
-    def _balancer_died(self) -> bool:
-        pid = self._balancer.pid if self._balancer is not None else None
-        return pid is not None and not os.path.exists(f"/proc/{pid}")
+            self._bell.watch(self._balancer.pid if self._balancer is not None else None)
+        if now >= self._beat_at or self._has_news():
+            self._write(now, running=True)
 
     def _guard(self, part: str, work: Callable[[float], str | None], now: float) -> None:
         """Do it; what it returns or raises is what is wrong with ``part``, until the next time."""
@@ -169,7 +182,7 @@ class Agent:
 
     def _keep_balancer(self, now: float) -> str | None:
         layout = self._applied
-        self._balancer = None
+        before, self._balancer = self._balancer, None
         if layout is None:
             return None
         programs = NodePrograms(layout, self._place.prefix)
@@ -178,20 +191,33 @@ class Agent:
             self._balancer_at = now + RESCAN_S
             programs.settle()
             return None
-        self._balancer = balancer.state()
-        if programs.runs_balancer and not self._balancer.running:
+        seen = balancer.state()
+        if programs.runs_balancer and not seen.running:
             programs.settle()
             self._say("the balancer was started")
-            self._balancer = balancer.state()
+            seen = balancer.state()
         elif not programs.runs_balancer:
             programs.settle()  # one that an agent started before the kubelet did
+        self._balancer = before if before is not None and says_the_same(seen, before) else seen
         return None
+
+    def _has_news(self) -> bool:
+        """Whether a status would say anything else than the last one: asked far more often than it is so."""
+        return self._told != self._facts()
+
+    def _facts(self) -> tuple[object, ...]:
+        return (
+            self._applied,
+            self._wanted,
+            tuple(self._errors.values()),
+            self._refusals,
+            self._preflight,
+            self._balancer,
+        )
 
     def _write(self, now: float, *, running: bool) -> None:
         status = self._described(now, running=running)
-        before = self._status
-        if before is not None and now < self._beat_at and status.model_copy(update={"time": before.time}) == before:
-            return
+        self._told = self._facts()
         self._status, self._beat_at = status, now + HEARTBEAT_S
         try:
             write_durably(self._state / STATUS, dump_document(status), mode=PUBLIC_MODE)

@@ -22,7 +22,7 @@ from typing import Literal
 
 from sluice.cluster.layout import NodeLayout
 from sluice.errors import ConfigInvalid
-from sluice.node.balancer import ADMIN_SOCKET, CONFIG_NAME, STATE_FILE, config_path, run_directory
+from sluice.node.balancer import ADMIN_SOCKET, BACKEND, CONFIG_NAME, STATE_FILE, config_path, run_directory
 from sluice.node.haproxy_config import parse_config
 from sluice.node.haproxy_state import BalancerState, parse_info, parse_replicas
 from sluice.pki.durable import make_directory, read_bounded, write_durably
@@ -32,6 +32,7 @@ PID_FILE, LOCK_FILE = "haproxy.pid", "lock"
 CONFIG_BYTES_MAX = 1 << 20
 CHECK_S, START_S, RELOAD_S, STOP_S, ANSWER_S, LOCK_S = 10.0, 10.0, 10.0, 5.0, 2.0, 60.0
 POLL_S, AGAIN_S, RELOAD_AGAIN_S = 0.02, 1.0, 2.5
+SERVERS = 4  # the kind of thing that "show stat" is to tell about (management guide, section 9.3)
 SAID_LENGTH_MAX = 600  # characters of HAProxy's complaint that are passed on
 
 Done = Literal["started", "reloaded", "unchanged"]
@@ -90,11 +91,11 @@ class Balancer:
         """What runs and what it sees. Never raises for a balancer that does not answer."""
         pid = self._master()
         try:
-            info = parse_info(self.ask("show info"))
-            replicas = parse_replicas(self.ask("show stat"), time.time())
+            info, _, stat = self.ask(f"show info; show stat {BACKEND} {SERVERS} -1").partition("\n\n")
+            replicas = parse_replicas(stat, time.time())
         except (OSError, ValueError):
             return BalancerState(pid, None)
-        return BalancerState(pid, info.get("description", ""), replicas)
+        return BalancerState(pid, parse_info(info).get("description", ""), replicas)
 
     def log(self) -> str:
         """Its last events: replicas that went and came, requests that failed. Empty where it does not answer."""

@@ -63,6 +63,16 @@ def describe_replicas(seen: BalancerState, before: tuple[ReplicaStatus, ...]) ->
     return tuple(found)
 
 
+def says_the_same(seen: BalancerState, before: BalancerState) -> bool:
+    """Whether a status that was made of ``before`` would be the same one made of ``seen``."""
+    same = (seen.pid, seen.running, len(seen.replicas)) == (before.pid, before.running, len(before.replicas))
+    return same and all(
+        (one.name, one.address, one.up, one.reason) == (other.name, other.address, other.up, other.reason)
+        and abs(one.since - other.since) < SINCE_DRIFT_S
+        for one, other in zip(seen.replicas, before.replicas, strict=True)
+    )
+
+
 def describe(status: NodeStatus, now: float) -> Iterator[str]:
     """Lines for people, the replicas left out."""
     yield f"node      {status.node or '-'}"
