@@ -21,11 +21,15 @@ import threading
 import time
 from collections.abc import Callable
 
+from sluice.store.memory_limit import memory_bytes
+
 FLUSH_BYTES = 1 << 20
 DIRTY_BYTES_MAX = 8 << 20  # of all writers together, while they are few
-AHEAD_BYTES_MAX = 128 << 20
+AHEAD_BYTES_MAX = 256 << 20
+AHEAD_PART = 16
 """What all spools together may have in the page cache that the disk was not asked to take: readers of a fill go on at
-the upstream's speed while the disk gets its bytes at the ceiling's. Far below what makes a kernel flush by itself."""
+the upstream's speed while the disk gets its bytes at the ceiling's. At most a sixteenth of the memory, for a kernel
+flushes by itself from a tenth on."""
 BURST_BYTES = 8 << 20
 """What one writer writes without ever waiting for the ceiling, and what all may write at once after a rest."""
 _SYNC_WAIT_BEFORE, _SYNC_WRITE, _SYNC_WAIT_AFTER = 1, 2, 4  # linux/fs.h
@@ -42,6 +46,7 @@ class Pacer:
     def __init__(self, bytes_per_s: int, now: Callable[[], float] = time.monotonic) -> None:
         """``bytes_per_s``: 0 sets no ceiling. ``now``: seconds of a clock that never goes back."""
         self._bytes_per_s = bytes_per_s
+        self._ahead_bytes = min(AHEAD_BYTES_MAX, memory_bytes() // AHEAD_PART)
         self._now = now
         self._lock = threading.Lock()
         self._paid_at = float("-inf")  # when all that was taken will be paid for, and the bucket begins to fill
@@ -55,7 +60,7 @@ class Pacer:
     @property
     def ahead_bytes(self) -> int:
         """How much one spool may keep from the disk."""
-        return max(FLUSH_BYTES, AHEAD_BYTES_MAX // max(self._writers, 1))
+        return max(FLUSH_BYTES, self._ahead_bytes // max(self._writers, 1))
 
     def enter(self) -> None:
         """One more writer has bytes that wait for the disk."""
