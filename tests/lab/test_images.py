@@ -6,9 +6,14 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from sluice.lab.images import Ballast, build_image, machine_architecture
 
@@ -62,3 +67,47 @@ def test_layouts_name_their_ballast(tmp_path: Path) -> None:
         digests.append(layer["digest"])
     assert [512 + 1024 + 1024] * 3 == sizes
     assert (True, False) == (digests[0] == digests[1], digests[0] == digests[2])
+
+
+def sluice(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sluice", "lab", "image", *map(str, words)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.skipif(shutil.which("busybox") is None, reason="busybox is not installed")
+def test_the_command_writes_what_skopeo_copies(tmp_path: Path) -> None:
+    """A user without any registry has an image: the layout is one for skopeo, every platform of it, and its digest is
+    the one that was printed."""
+    done = sluice(tmp_path / "hello", "--tag", "v1", "--ballast-mib", "1", "--output", "json")
+    assert (0, "") == (done.returncode, done.stderr)
+    source = f"oci:{tmp_path}/hello:v1"
+    subprocess.run(
+        ["skopeo", "--insecure-policy", "copy", "--quiet", "--all", source, f"dir:{tmp_path}/copied"], check=True
+    )
+    copied = (tmp_path / "copied" / "manifest.json").read_bytes()
+    assert json.loads(done.stdout)["digest"] == f"sha256:{hashlib.sha256(copied).hexdigest()}"
+    assert {"hello", "copied"} == {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.skipif(shutil.which("busybox") is None, reason="busybox is not installed")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("there",), "there exists already: name a directory that does not, or remove it"),
+        (("new", "--tag", ".x"), "--tag: tag '.x' is invalid"),
+        (("new", "--ballast-mib", "-1"), "--ballast-mib"),
+        (("no/such/place",), "no/such/place cannot be written"),
+        ((), "Missing argument 'LAYOUT'"),
+    ],
+)
+def test_what_it_cannot_write_it_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
+) -> None:
+    """Exit code 2, what is wrong, and nothing written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    done = sluice(*words)
+    assert (2, "") == (done.returncode, done.stdout)
+    assert said in done.stderr
+    assert ["there"] == [path.name for path in tmp_path.iterdir()]

@@ -14,13 +14,16 @@ import click
 from sluice.cli.lab_progress import shown_progress
 from sluice.cli.show import OUTPUT, show_record, show_rows, size
 from sluice.cluster.documents import validate_document
+from sluice.errors import ConfigInvalid, NameInvalid
 from sluice.lab.down import take_down
 from sluice.lab.faults import FAULTS
 from sluice.lab.ground import environment, require_root
+from sluice.lab.images import Ballast, write_image
 from sluice.lab.laboratory import full_name, open_laboratory
 from sluice.lab.state import DEFAULT_DIRECTORY, LabDirectory
 from sluice.lab.topology import LabShape, UpstreamKind, plan_topology
 from sluice.lab.up import raise_lab
+from sluice.oci.reference import parse_tag
 
 DIRECTORY = click.option(
     "--directory",
@@ -29,6 +32,7 @@ DIRECTORY = click.option(
     show_default=True,
     help="Where the laboratory's files are.",
 )
+BALLAST_MIB_MAX = 20 << 10
 LOG_LINES = 20
 """How many lines of each part's log are shown where the user does not say."""
 STOPPED_BADLY = 1
@@ -202,3 +206,28 @@ def fault(fault: str, target: str, directory: Path, output: str) -> None:
     """
     done = FAULTS[fault](open_laboratory(directory), target)
     show_record({"fault": fault, "target": target, "done": done}, output, done)
+
+
+@lab.command()
+@click.argument("layout", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--tag", default="1", show_default=True, help="The image's name in the layout.")
+@click.option(
+    "--ballast-mib",
+    type=click.IntRange(0, BALLAST_MIB_MAX),
+    default=0,
+    show_default=True,
+    help="Size of one layer more, that nothing can compress.",
+)
+@OUTPUT
+def image(layout: Path, tag: str, ballast_mib: int, output: str) -> None:
+    """Write the laboratory's image, for two platforms, as an OCI layout into the new directory LAYOUT.
+
+    To try a registry with where there is no other one: `skopeo copy --all oci:LAYOUT:TAG docker://…`. Needs busybox,
+    and neither root nor a network.
+    """
+    try:
+        name = parse_tag(tag)
+    except NameInvalid as error:
+        raise ConfigInvalid(f"--tag: {error.message}") from None
+    digest = write_image(layout, name, [Ballast(ballast_mib << 20)] if ballast_mib else [])
+    show_record({"layout": str(layout), "tag": tag, "digest": digest}, output, f"oci:{layout}:{tag}  {digest}")

@@ -22,8 +22,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sluice.errors import Unavailable
+from sluice.errors import ConfigInvalid, Unavailable
 from sluice.lab.programs import run_step
+from sluice.pki.durable import errors_named
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -130,6 +131,21 @@ def build_image(
     index = layout.add_json({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}, INDEX)
     layout.finish(index, tag)
     return str(index["digest"])
+
+
+def write_image(directory: Path, tag: str, ballast: Sequence[Ballast] = ()) -> str:
+    """``build_image`` into a directory that is new and, should anything fail, is not made. Raises ConfigInvalid,
+    StorageFull or Unavailable."""
+    busybox = find_busybox()
+    if directory.exists():
+        raise ConfigInvalid(f"{directory} exists already: name a directory that does not, or remove it")
+    with (
+        errors_named(directory, "written"),
+        tempfile.TemporaryDirectory(prefix=".image-", dir=directory.parent) as aside,
+    ):
+        digest = build_image(Path(aside, "layout"), busybox, tag, ballast)
+        Path(aside, "layout").rename(directory)
+    return digest
 
 
 def build_pause(directory: Path, busybox: Path, tag: str) -> str:
