@@ -15,7 +15,7 @@ from lab.clusters import cluster, wait_until
 from lab.isolated import needs_lab
 from lab.workload import REWRITE, hand_out, node_status, pulling
 from sluice.cluster.layout import NodeLayout
-from sluice.errors import PullFailed
+from sluice.errors import PullFailed, Unavailable
 from sluice.lab import faults
 from sluice.lab.credentials import LAYOUT_NAME, SECRETS_NAME
 from sluice.lab.cri import pull
@@ -129,6 +129,23 @@ def test_full_disks_stop_writing_only(scene: LabScene) -> None:
     for image in (cached, other):
         assert scene.pull("worker-2", image.reference).startswith("sha256:")
     assert all(one.up for one in scene.seen("worker-2").values())
+
+
+def test_a_full_disk_refuses_a_push_and_serves_the_rest() -> None:
+    """In Local mode: who pushes is told that there is no room, nothing of it is kept, every node pulls what is there,
+    and with room again the same push goes through."""
+    with cluster(mode="local", control_planes=1, workers=1) as scene:
+        kept = scene.publish("team/kept", SMALL, 1)
+        faults.fill_disk(scene.lab, "cp-1")
+        with pytest.raises(Unavailable, match="507 Insufficient Storage"):
+            scene.publish("team/refused", 4 * SMALL, 2)
+        for node in scene.nodes:
+            assert scene.pull(node, kept.reference).startswith("sha256:")
+            with pytest.raises(PullFailed):
+                scene.pull(node, "team/refused:1")
+        faults.heal(scene.lab, "cp-1")
+        late = scene.publish("team/refused", 4 * SMALL, 2)
+        assert scene.pull("worker-1", late.reference).startswith("sha256:")
 
 
 def test_all_replicas_killed(scene: LabScene) -> None:
