@@ -6,17 +6,16 @@ clients - TLS - cache - upstream, the upstream on loopback as well.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench.content import Blob
+from bench.nginx import run_nginx
 from bench.peers import NGINX, SLUICE, Peer, answering, free_port, start_registry, start_sluice
-from bench.process import Process
 from bench.site import Site
-from bench.tls import Identity, client_context
+from bench.tls import client_context
 from bench.wire import BenchError
 
 SLUICE_UNCAPPED = "Sluice, no ceiling"
@@ -84,26 +83,8 @@ def wanted(site: Site, *names: str) -> set[str]:
     return {name for name in names if name in site.servers}
 
 
-_NGINX = """{user}
-worker_processes 2;
-daemon off;
-pid {directory}/pid;
-error_log {directory}/error.log;
-events {{ worker_connections 4096; }}
-http {{
-  access_log {directory}/access.log;
-  client_body_temp_path {directory}/body;
-  proxy_temp_path {directory}/proxy;
-  fastcgi_temp_path {directory}/fastcgi;
-  uwsgi_temp_path {directory}/uwsgi;
-  scgi_temp_path {directory}/scgi;
-  upstream origin {{ server 127.0.0.1:{upstream_port}; keepalive 16; }}
-  server {{
-    listen 127.0.0.1:{port} ssl;
-    ssl_certificate {identity.certificate};
-    ssl_certificate_key {identity.key};
-    ssl_protocols TLSv1.2 TLSv1.3;
-    location = /ready {{ return 200 "ready"; }}
+_ORIGIN = "upstream origin {{ server 127.0.0.1:{port}; keepalive 16; }}"
+_PASS = """location = /ready {{ return 200 "ready"; }}
     location / {{
       proxy_pass https://origin;
       proxy_http_version 1.1;
@@ -116,25 +97,14 @@ http {{
       proxy_ssl_protocols TLSv1.3;
       proxy_ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;
       proxy_max_temp_file_size 0;
-    }}
-  }}
-}}
-"""
+    }}"""
 
 
-def nginx_before(site: Site, directory: str, upstream_port: int) -> Peer:
+def nginx_before(site: Site, name: str, upstream_port: int) -> Peer:
     """nginx as a reverse proxy before a TLS server, streaming (no temporary files)."""
-    return _start_nginx(site.scratch(directory), site.identity, upstream_port)
-
-
-def _start_nginx(directory: Path, identity: Identity, upstream_port: int) -> Peer:
+    directory = site.scratch(name)
     directory.mkdir(parents=True)
-    port = free_port()
-    user = "user root;" if os.geteuid() == 0 else ""
-    configuration = directory / "nginx.conf"
-    configuration.write_text(
-        _NGINX.format(user=user, directory=directory, port=port, identity=identity, upstream_port=upstream_port)
-    )
-    command = ["nginx", "-e", str(directory / "error.log"), "-c", str(configuration)]
-    process = Process(command, directory / "log")
+    port, identity = free_port(), site.identity
+    origin, passing = _ORIGIN.format(port=upstream_port), _PASS.format(identity=identity)
+    process = run_nginx(directory, identity, port, origin, passing)
     return answering(Peer(NGINX, port, process, client_context(identity.certificate)), "/ready")

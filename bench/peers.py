@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import socket
 import ssl
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from bench.nginx import run_nginx
 from bench.process import Process
 from bench.tls import Identity, client_context
 from bench.wire import BenchError, Connection
@@ -127,32 +127,10 @@ def start_registry(
     return answering(Peer(name, port, process, client_context(identity.certificate) if tls else None), "/v2/")
 
 
-_NGINX = """{user}
-worker_processes 2;
-daemon off;
-pid {directory}/pid;
-error_log {directory}/error.log;
-events {{ worker_connections 4096; }}
-http {{
-  access_log {directory}/access.log;
-  client_body_temp_path {directory}/body;
-  proxy_temp_path {directory}/proxy;
-  fastcgi_temp_path {directory}/fastcgi;
-  uwsgi_temp_path {directory}/uwsgi;
-  scgi_temp_path {directory}/scgi;
-  default_type application/vnd.oci.image.manifest.v1+json;
+_FILES = """default_type application/vnd.oci.image.manifest.v1+json;
   sendfile on;
   tcp_nopush on;
-  keepalive_requests 1000000000;
-  server {{
-    listen 127.0.0.1:{port} ssl;
-    ssl_certificate {identity.certificate};
-    ssl_certificate_key {identity.key};
-    ssl_protocols TLSv1.2 TLSv1.3;
-    root {directory}/www;
-  }}
-}}
-"""
+  keepalive_requests 1000000000;"""
 
 
 def start_nginx(directory: Path, identity: Identity) -> Peer:
@@ -161,11 +139,7 @@ def start_nginx(directory: Path, identity: Identity) -> Peer:
     webroot.mkdir(parents=True)
     (webroot / "ready").write_text("ready")
     port = free_port()
-    user = "user root;" if os.geteuid() == 0 else ""  # its workers must reach the benchmark's directory
-    configuration = directory / "nginx.conf"
-    configuration.write_text(_NGINX.format(user=user, directory=directory, port=port, identity=identity))
-    command = ["nginx", "-e", str(directory / "error.log"), "-c", str(configuration)]
-    process = Process(command, directory / "log")
+    process = run_nginx(directory, identity, port, _FILES, f"root {webroot};")
     peer = Peer(NGINX, port, process, client_context(identity.certificate), webroot)
     return answering(peer, "/ready")
 
