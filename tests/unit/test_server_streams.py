@@ -14,8 +14,10 @@ MIB = 1024 * 1024
     [
         (1, 0, SLICE_BYTES_MIN),
         (1, MIB // 2, 64 * 1024),
-        (1, MIB, SLICE_BYTES_MAX),
-        (8, 100 * MIB, SLICE_BYTES_MAX),
+        (1, MIB, 128 * 1024),
+        (1, 4 * MIB, SLICE_BYTES_MAX),
+        (4, 100 * MIB, SLICE_BYTES_MAX),
+        (8, 100 * MIB, 256 * 1024),
         (32, 100 * MIB, 64 * 1024),
         (64, 100 * MIB, 32 * 1024),
         (5000, 100 * MIB, SLICE_BYTES_MIN),

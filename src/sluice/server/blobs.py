@@ -23,7 +23,7 @@ from sluice.wire.ranges import ByteRange, content_range, parse_range, resolve
 
 log = logging.getLogger("sluice.server")
 
-SLICE_BYTES_MAX = 128 * 1024
+SLICE_BYTES_MAX = 512 * 1024
 SLICE_BYTES_MIN = 16 * 1024
 SLICES_TO_GROW = 8
 IDLE_STEPS = 16  # limits.response_idle_s is kept to a sixteenth
