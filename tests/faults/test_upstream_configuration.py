@@ -24,7 +24,11 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "query": (["--upstream", "r.test?ns=docker.io"], ["a query"]),
     "wrong IPv4": (["--upstream", "10.0.0.256"], ["'10.0.0.256'", "0 to 255"]),
     "bare IPv6": (["--upstream", "2001:db8::1"], ["in brackets"]),
-    "no CA file": (["--upstream", ADDRESS, "--upstream-ca", "/nonexistent/ca.crt"], ["/nonexistent/ca.crt", "read"]),
+    "no CA file": (
+        ["--upstream", ADDRESS, "--upstream-ca", "/nonexistent/ca.crt"],
+        ["upstream.ca is /nonexistent/ca.crt", "name a file"],
+    ),
+    "a name for an address": (["--upstream", "docker.io"], ["upstream.address is docker.io", "registry-1.docker.io"]),
     "no password file": (["--upstream", ADDRESS, "--upstream-user", "u"], ["upstream.user", "password_file"]),
     "negative ttl": (["--upstream", ADDRESS, "--cache-ttl-s", "-1"], ["cache.ttl_s", "'-1'", "write seconds"]),
     "ttl in years": (["--upstream", ADDRESS, "--cache-ttl-s", "1y"], ["cache.ttl_s", "'1y'", "write seconds"]),
@@ -64,4 +68,4 @@ def test_files_that_are_not_what_they_should_be(tmp_path: Path, capsys: pytest.C
     wrong.write_text("no certificate")
     flags = ["--upstream", ADDRESS, "--upstream-ca", str(wrong)]
     assert 2 == run(["serve", "--data", str(tmp_path / "data"), "--insecure-http", "--mode", "proxy", *flags])
-    assert f"{wrong} holds no certificate in PEM format" in capsys.readouterr().err
+    assert f"upstream.ca is {wrong}, which holds no certificate in PEM format" in capsys.readouterr().err

@@ -26,7 +26,9 @@ DOCKER_HUB_HOST = "registry-1.docker.io"
 
 
 class UpstreamConfig(Section):
-    """The registry that Proxy and Direct mode ask, and how. Each of `registries` has the same keys."""
+    """The registry that Proxy and Direct mode ask, and how. Each of `registries` has the same keys, and a section
+    `cache` of its own where its `tag_fresh_s`, `tag_stale_max_s`, `revalidate`, `keep_gone`, `negative_s` or `prefetch`
+    are to differ from those of `cache`."""
 
     address: Upstream | None = Field(
         default=None,
@@ -95,6 +97,23 @@ class UpstreamConfig(Section):
         return self
 
 
+class CacheRules(Section):
+    """What one of `registries` has otherwise than `cache` says for all; unset is as there."""
+
+    tag_fresh_s: Seconds | None = Field(default=None, le=30 * 86400)
+    tag_stale_max_s: Seconds | None = None
+    revalidate: Literal["background", "first"] | None = None
+    keep_gone: bool | None = None
+    negative_s: Seconds | None = Field(default=None, le=3600)
+    prefetch: bool | None = None
+
+
+class NamedUpstreamConfig(UpstreamConfig):
+    """One of `registries`."""
+
+    cache: CacheRules = CacheRules()
+
+
 def read_registries(value: object) -> object:
     """Let ``NAME[=ADDRESS],…`` and a mapping of names to sections or addresses become a mapping to sections.
 
@@ -122,7 +141,7 @@ def place_of(name: str) -> str:
     return name.replace(":", "_")
 
 
-Registries = Annotated[dict[str, UpstreamConfig], BeforeValidator(read_registries), Kind("registries")]
+Registries = Annotated[dict[str, NamedUpstreamConfig], BeforeValidator(read_registries), Kind("registries")]
 
 
 class CacheConfig(Section):

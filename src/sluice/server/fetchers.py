@@ -125,6 +125,7 @@ class NamedRemote:
 
     def __init__(self, upstream: RemoteRegistry, place: str) -> None:
         self.upstream = upstream
+        self.place = place
         self._prefix = f"{place}/" if place else ""
 
     async def resolve(self, repository: Repository, reference: Reference) -> Descriptor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from sluice.cache.answers import CacheCounters
@@ -111,7 +112,8 @@ def _proxy(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
     caches: list[CacheFetcher] = []
 
     def cache(remote: NamedRemote) -> Fetcher:
-        caches.append(CacheFetcher(ground.store, remote, fills))
+        rules = cache_policy(config, remote.place)
+        caches.append(CacheFetcher(ground.store, remote, fills, policy=rules))
         return caches[-1]
 
     wiring = Wiring("proxy", _spread(remotes, cache), ground.store, hot, names, remotes)
@@ -159,6 +161,13 @@ def upstream_keys(config: RegistryConfig) -> Iterator[tuple[str, UpstreamAddress
             yield f"{key}.mirrors", mirror
 
 
+def upstream_files(config: RegistryConfig) -> list[Path]:
+    """What the clients of the mode's upstreams are made of, beside the configuration."""
+    sections = [] if config.mode == "local" else [config.upstream, *config.registries.values()]
+    named = [path for one in sections for path in (one.ca, one.client_certificate, one.client_key)]
+    return [path for path in named if path is not None]
+
+
 def upstream_settings(config: RegistryConfig) -> Iterator[tuple[str, UpstreamSettings]]:
     """The default upstream and the registries by name; raises ConfigInvalid."""
     yield DEFAULT, _settings(DEFAULT, "upstream", config.upstream)
@@ -168,9 +177,16 @@ def upstream_settings(config: RegistryConfig) -> Iterator[tuple[str, UpstreamSet
 
 def _settings(name: str, key: str, section: UpstreamConfig) -> UpstreamSettings:
     address = section.address or (DOCKER_HUB_HOST if name == DOCKER_HUB else name)
+    parsed = parse_upstream(address, f"{key}.address")
+    if parsed.host == DOCKER_HUB:
+        raise ConfigInvalid(
+            f"{key}.address is {address}, a name under which no registry answers: write {DOCKER_HUB_HOST} (official"
+            " images are below library/ there)"
+        )
     return UpstreamSettings(
         name=name,
-        address=parse_upstream(address, f"{key}.address"),
+        key=key,
+        address=parsed,
         mirrors=tuple(parse_upstream(mirror, f"{key}.mirrors") for mirror in section.mirrors),
         credentials=_credentials(section),
         mirror_credentials=(
@@ -202,9 +218,11 @@ def _credentials(section: UpstreamConfig) -> CredentialSettings:
     return Anonymous()
 
 
-def cache_policy(config: RegistryConfig) -> CachePolicy:
-    """The part of the configuration that a cache decides by."""
-    cache = config.cache
+def cache_policy(config: RegistryConfig, place: str = "") -> CachePolicy:
+    """The part of the configuration that a cache decides by; for the registry at ``place``, with its own rules."""
+    own = next((one.cache for name, one in config.registries.items() if place_of(name) == place), None)
+    rules = {} if own is None else own.model_dump(exclude_none=True)
+    cache = config.cache.model_copy(update=rules)
     return CachePolicy(
         tag_fresh_s=cache.tag_fresh_s,
         tag_stale_max_s=cache.tag_stale_max_s,

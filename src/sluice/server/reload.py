@@ -2,6 +2,9 @@
 
 The mode and what belongs to it are a wiring (``modes.wire``); another one takes its place, and what runs on the old one
 goes on. Everything else needs a restart and is named. A configuration that is not valid changes nothing.
+
+Files that upstreams' clients are made of (CAs, client certificates) are watched too: where one has changed, the same
+configuration is put in force anew. Passwords are read again by whoever sends them (``upstream.credentials``).
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 from sluice.config import LEAVES, ConfigSource, RegistryConfig
@@ -30,28 +33,36 @@ class Reload:
     last one that was read could be."""
 
     def __init__(
-        self, source: ConfigSource, config: RegistryConfig, apply: Callable[[RegistryConfig], Awaitable[None]]
+        self,
+        source: ConfigSource,
+        config: RegistryConfig,
+        apply: Callable[[RegistryConfig], Awaitable[None]],
+        named: Callable[[RegistryConfig], Collection[Path]] = lambda _: (),
     ) -> None:
+        """``named``: the files that a configuration names and that ``apply`` reads."""
         self.config = config
         self.valid = True
         self._source = source
         self._apply = apply
-        self._seen = signature(source.path)
+        self._named = named
+        self._asked = config  # the last one that was read, in force or not: what it lacks may come
+        self._taken = self._signatures()[1:]
+        self._seen = self._signatures()
         self._lock = asyncio.Lock()
 
     async def look(self) -> None:
-        """Read the file again where it has changed since, and stands still."""
-        path = self._source.path
-        if path is None:
-            return
-        found = await asyncio.to_thread(signature, path)
+        """Read everything again where a file has changed since, and stands still."""
+        found = await asyncio.to_thread(self._signatures)
         while found != self._seen:
             self._seen = found
             await asyncio.sleep(SETTLE_S)
-            found = await asyncio.to_thread(signature, path)
+            found = await asyncio.to_thread(self._signatures)
             if found == self._seen:
                 await self.read()
                 return
+
+    def _signatures(self) -> tuple[Signature, ...]:
+        return tuple(map(signature, (self._source.path, *self._named(self._asked))))
 
     async def read(self) -> None:
         """Read everything again, and put in force what has changed."""
@@ -65,14 +76,17 @@ class Reload:
                 self.valid = True
 
     async def _take(self, found: RegistryConfig) -> None:
+        self._asked = found
+        self._seen = await asyncio.to_thread(self._signatures)
+        named = self._seen[1:]
         live = [key for key in LEAVES if key.partition(".")[0] in LIVE]
         fixed = differing([key for key in LEAVES if key not in live], self.config, found)
         changed = differing(live, self.config, found)
-        if changed:
+        if changed or named != self._taken:
             wanted = self.config.model_copy(update={key: getattr(found, key) for key in LIVE})
             await self._apply(wanted)
-            self.config = wanted
-            log.info("in force now: %s", ", ".join(changed))
+            self.config, self._taken = wanted, named
+            log.info("in force now: %s", ", ".join(changed) or "the present content of the upstreams' files")
         if fixed:
             log.warning("changed, and in force only after a restart: %s", ", ".join(fixed))
 

@@ -97,7 +97,8 @@ def _introduce(service: Service) -> None:
     if config.insecure_http and not is_loopback(config.listen):
         log.warning("INSECURE: plain HTTP on %s sends passwords and images unprotected (insecure_http)", config.listen)
     if not service.users.list():
+        what = ("pull and push", "pull or push") if config.mode == "local" else ("pull", "pull")
         if is_loopback(config.listen):
-            log.warning("no users are configured: anybody on this machine may pull and push (sluice user add)")
+            log.warning("no users are configured: anybody on this machine may %s (sluice user add)", what[0])
         elif not config.access.anonymous_pull:
-            log.warning("no users are configured: nobody may pull or push (sluice user add)")
+            log.warning("no users are configured: nobody may %s (sluice user add)", what[1])

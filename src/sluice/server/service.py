@@ -26,7 +26,7 @@ from sluice.server.doors import WithHealth, certified
 from sluice.server.health import Operations, Readiness
 from sluice.server.listen import Endpoint, Listener, Tls
 from sluice.server.measures import measure_space, measure_wiring
-from sluice.server.modes import Ground, wire
+from sluice.server.modes import Ground, upstream_files, wire
 from sluice.server.operations_cache import CacheDesk
 from sluice.server.ourselves import refuse_ourselves
 from sluice.server.passwords import PasswordCheck
@@ -56,7 +56,7 @@ class Service:
 
     def __init__(self, config: RegistryConfig, source: ConfigSource) -> None:
         self.config = config
-        self.reload = Reload(source, config, self._rewire)
+        self.reload = Reload(source, config, self._rewire, upstream_files)
         self.metrics = Metrics()
         self.access_log = AccessLog(json_lines=config.log.format == "json", enabled=config.log.access)
         self.certificates = Certificates(config)

@@ -77,10 +77,11 @@ class UpstreamLimits:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamSettings:
-    """One upstream. ``name`` is what logs and metrics call it. ``mirrors`` are asked in order when ``address`` cannot
-    be; they get ``mirror_credentials``, so that a password is never sent where it was not meant to go. ``ca`` is
-    trusted beside the system's roots. ``proxy`` is an ``http``, ``https`` or ``socks5`` URL, which the hosts of
-    ``no_proxy`` go without; proxies from the environment are not used.
+    """One upstream. ``name`` is what logs and metrics call it, ``key`` the section of the configuration it is from.
+
+    ``mirrors`` are asked in order when ``address`` cannot be; they get ``mirror_credentials``, so that a password is
+    never sent where it was not meant to go. ``ca`` is trusted beside the system's roots. ``proxy`` is an ``http``,
+    ``https`` or ``socks5`` URL, which the hosts of ``no_proxy`` go without; proxies from the environment are not used.
     """
 
     name: str
@@ -94,3 +95,4 @@ class UpstreamSettings:
     proxy: str | None = field(default=None, repr=False)
     no_proxy: tuple[str, ...] = ()
     limits: UpstreamLimits = UpstreamLimits()
+    key: str = "upstream"
