@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from node.given import node_layout, node_secrets, paths_below
 from sluice.cluster.documents import dump_document
@@ -92,7 +93,7 @@ class Node:
     def applied(self, version: int) -> NodeStatus:
         return self.wait_for(lambda status: status.version == version, f"version {version}")
 
-    def __enter__(self) -> Node:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -111,9 +111,7 @@ def test_wrong_documents_are_wrong_usage(node: Node, capsys: pytest.CaptureFixtu
 def test_a_balancer_that_cannot_start_changes_nothing(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     """Where another program has its port, HAProxy's words are passed on and every file is as before."""
     before = snapshot(node.root / "etc")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", node.port))
-        taken.listen()
+    with socket.create_server(("127.0.0.1", node.port)):  # also where a connection of before is in TIME_WAIT
         assert run(["node", "apply", *documents(node)]) == 2
     assert "haproxy does not start" in capsys.readouterr().err
     assert before == snapshot(node.root / "etc")

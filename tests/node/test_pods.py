@@ -9,11 +9,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 
-from node.given import node_layout
+from node.given import authority, node_layout
 from node.layouts import layouts
 from sluice.cluster.layout import NodeLayout
 from sluice.errors import ConfigInvalid
-from sluice.node.balancer import config_path
+from sluice.node.balancer import config_path, render_balancer
 from sluice.node.pods import render_pods
 
 VERSIONS = ("1.28", "1.31", "1.37")
@@ -83,6 +83,26 @@ def test_balancer() -> None:
     assert container["command"][-2:] == ["-f", config_path(layout)]
     writable = [one["mountPath"] for one in container["volumeMounts"] if not one.get("readOnly")]
     assert ["/var/lib/sluice/node/balancer", "/tmp"] == writable
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"replicas": [{"name": "master-9", "host": "10.0.0.19"}]},
+        {"authorities": authority("another")[0]},
+        {"virtual": "other.example:5001"},
+        {"balancer": {"nodes": 1000}},
+        {"balancer": {"port": 6000}},
+    ],
+    ids="-".join,
+)
+def test_same_manifests_for_another_configuration(changes: dict[str, object]) -> None:
+    """The manifests stay the same, to the byte, when what the balancer is configured to do changes: with another one
+    the kubelet would kill the pod."""
+    before = control_plane()
+    after = NodeLayout.model_validate(before.model_dump() | changes)
+    assert render_balancer(before, "/client.pem") != render_balancer(after, "/client.pem")
+    assert render_pods(before) == render_pods(after)
 
 
 def test_configuration_below_the_root() -> None:

@@ -196,9 +196,13 @@ class Agent:
             programs.settle()
             self._say("the balancer was started")
             seen = balancer.state()
-        elif not programs.runs_balancer:
-            programs.settle()  # one that an agent started before the kubelet did
         self._balancer = before if before is not None and says_the_same(seen, before) else seen
+        if programs.tells_balancer:
+            self._balancer_at = now + AGAIN_S  # where this raises: what it refused it will refuse again
+            if programs.settle():
+                self._say("the balancer in the pod has taken the configuration over")
+                self._balancer = balancer.state()
+            self._balancer_at = now + BALANCER_S
         return None
 
     def _has_news(self) -> bool:

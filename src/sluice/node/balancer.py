@@ -15,7 +15,7 @@ from sluice.node.files import Files, FileSpec
 from sluice.node.haproxy_config import Directive, Section, parse_config, write_config
 
 CONFIG_NAME = "haproxy.cfg"
-ADMIN_SOCKET, STATE_FILE = "admin.sock", "servers.state"
+ADMIN_SOCKET, MASTER_SOCKET, STATE_FILE = "admin.sock", "master.sock", "servers.state"
 """Relative to the directory that HAProxy is started in: a socket's address has room for 107 characters only."""
 BACKEND, FRONTEND, METRICS = "replicas", "runtimes", "metrics"
 READY_PATH, METRICS_PATH, LIVE_PATH = "/readyz", "/metrics", "/livez"
@@ -108,10 +108,9 @@ def render_balancer(layout: NodeLayout, client_pem: str) -> Files:
     if parse_config(content) != sections:
         raise ValueError("HAProxy's configuration does not read back as it was written")
     assert layout.authorities is not None  # the layout's own rule
-    check = "haproxy" if layout.runner == "agent" else None  # it is only in a pod's image otherwise
     return {
         authorities_path(layout): FileSpec(layout.authorities.encode(), early=True),
-        config_path(layout): FileSpec(content, check=check),
+        config_path(layout): FileSpec(content, check="haproxy"),
     }
 
 

@@ -1,15 +1,17 @@
 """Running HAProxy: started once, outliving who started it, and reloaded without cutting a stream.
 
-``balancer`` says what is configured, ``apply`` writes that file, and the agent calls ``Balancer.ensure`` after it.
-HAProxy runs from a copy that only a configuration which it has found good ever becomes, so that a bad one neither stops
-what runs nor a later start. It runs as a master with one worker; at a reload the new worker takes the listening sockets
-over and the old one finishes its streams (HAProxy 2.6 management guide, sections 3 and 4).
+``balancer`` says what is configured, ``apply`` writes that file, and the agent calls ``Balancer.ensure`` after it
+(where the kubelet runs it: ``haproxy_pod``). HAProxy runs from a copy that only a configuration which it has found good
+ever becomes, so that a bad one neither stops what runs nor a later start. It runs as a master with one worker; at a
+reload the new worker takes the listening sockets over and the old one finishes its streams (HAProxy 2.6 management
+guide, sections 3 and 4).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import select
 import signal
@@ -75,9 +77,9 @@ class Balancer:
         nothing ran, it has been started on the last good configuration.
         """
         make_directory(self.directory)
-        with self._locked():
+        with self.locked():
             try:
-                wanted = self._wanted()
+                wanted = self.wanted()
                 if self._runs_on(wanted):
                     return "unchanged"
                 check_config(wanted)
@@ -108,7 +110,7 @@ class Balancer:
         """End it; streams in progress have ``drain_s`` seconds to finish."""
         if not self.directory.exists():
             return
-        with self._locked():
+        with self.locked():
             master = self._master()
             if master is None:
                 return
@@ -118,34 +120,43 @@ class Balancer:
                 for number, wait_s in (*asked, (signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
                     if self._owns(master) and _end(process, number, wait_s):
                         break
-            for name in (PID_FILE, ADMIN_SOCKET, STATE_FILE):
+            for name in (PID_FILE, STATE_FILE):
                 (self.directory / name).unlink(missing_ok=True)
+            if not self.state().running:  # the kubelet may have started one meanwhile, and the socket is that one's
+                (self.directory / ADMIN_SOCKET).unlink(missing_ok=True)
 
-    def ask(self, command: str) -> str:
-        """One command to its socket (management guide, section 9.3). Raises OSError where nothing answers."""
+    def ask(self, command: str, name: str = ADMIN_SOCKET) -> str:
+        """One command to one of its sockets (management guide, section 9.3). Raises OSError where nothing answers."""
         folder = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
                 line.settimeout(ANSWER_S)
                 # By descriptor, because a socket's address must not be longer than 107 characters.
-                line.connect(f"/proc/self/fd/{folder}/{ADMIN_SOCKET}")
+                line.connect(f"/proc/self/fd/{folder}/{name}")
                 line.sendall(command.encode() + b"\n")
+                line.shutdown(socket.SHUT_WR)  # a master waits for another command otherwise
                 return b"".join(iter(lambda: line.recv(1 << 16), b"")).decode(errors="replace")
         finally:
             os.close(folder)
+
+    def keep_servers(self) -> None:
+        """Write down how replicas are and since when, for the process that takes over, if this one tells it."""
+        with contextlib.suppress(OSError):
+            write_durably(self.directory / STATE_FILE, self.ask("show servers state").encode())
 
     @property
     def _good(self) -> Path:
         return self.directory / CONFIG_NAME
 
-    def _wanted(self) -> bytes:
+    def wanted(self) -> bytes:
+        """What its file says. Raises ConfigInvalid where there is none."""
         content = read_bounded(self.config, CONFIG_BYTES_MAX)
         if content is None:
             raise ConfigInvalid(f"{self.config} does not exist: apply a layout with a balancer first")
         return content
 
     def _runs_on(self, wanted: bytes) -> bool:
-        return self._master() is not None and self.state().config == _digest(wanted)
+        return self._master() is not None and self.state().config == config_digest(wanted)
 
     def _change(self, wanted: bytes) -> Done:
         before = read_bounded(self._good, CONFIG_BYTES_MAX)
@@ -154,7 +165,7 @@ class Balancer:
             if self._master() is None:
                 self._start()
                 return "started"
-            self._reload(_digest(wanted))
+            self._reload(config_digest(wanted))
         except ConfigInvalid:
             if before is not None:
                 write_durably(self._good, before)
@@ -179,18 +190,17 @@ class Balancer:
             raise ConfigInvalid(f"haproxy did not start within {START_S:g} s") from None
         if done.returncode:
             raise ConfigInvalid(f"haproxy does not start: {_said(done.stderr)}")
-        if not _wait(lambda: self.state().running, START_S):
+        if not wait(lambda: self.state().running, START_S):
             raise ConfigInvalid(f"haproxy has started and does not answer on {self.directory / ADMIN_SOCKET}")
 
     def _reload(self, digest: str) -> None:
-        with contextlib.suppress(OSError):  # how long replicas have been down, and that they are
-            write_durably(self.directory / STATE_FILE, self.ask("show servers state").encode())
+        self.keep_servers()
         for at in _steps(RELOAD_S, RELOAD_AGAIN_S):
             master = self._master()
             if master is not None:
                 with _process(master) as process:
                     signal.pidfd_send_signal(process, signal.SIGUSR2)
-            if _wait(lambda: self.state().config == digest, min(RELOAD_AGAIN_S, RELOAD_S - at)):
+            if wait(lambda: self.state().config == digest, min(RELOAD_AGAIN_S, RELOAD_S - at)):
                 break
         else:
             raise ConfigInvalid(
@@ -213,14 +223,16 @@ class Balancer:
         return state != "Z" and os.fsencode(self._good) in words
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """One process at a time changes what runs. Raises ConfigInvalid where another one takes very long."""
         with (self.directory / LOCK_FILE).open("ab") as file:
-            if not _wait(lambda: _try_lock(file.fileno()), LOCK_S):
+            if not wait(lambda: _try_lock(file.fileno()), LOCK_S):
                 raise ConfigInvalid(f"another process has been changing the balancer in {self.directory} for long")
             yield
 
 
-def _digest(content: bytes) -> str:
+@functools.lru_cache(maxsize=2)  # an agent asks every few seconds
+def config_digest(content: bytes) -> str:
     """The one that the configuration carries. Raises ConfigInvalid for a file that is not ours."""
     try:
         found = [one.all("description") for one in parse_config(content) if one.kind == "global"]
@@ -246,7 +258,8 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _wait(done: Callable[[], bool], within_s: float) -> bool:
+def wait(done: Callable[[], bool], within_s: float) -> bool:
+    """Ask until it is so; False where it is not within this time."""
     deadline = time.monotonic() + within_s
     while not done():
         if time.monotonic() > deadline:

@@ -2,7 +2,8 @@
 
 For clusters where the kubelet is what starts programs (``runner: static-pods``). A pod sees the node's files under the
 node's own paths, so that configurations are the same as outside. Directories are mounted, never files: a mount of one
-file keeps the one that was there, whatever is renamed over it.
+file keeps the one that was there, whatever is renamed over it. A manifest names where configurations are and nothing of
+what is in them: with another manifest the kubelet kills the pod, and every stream in it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import yaml
 
 from sluice.cluster.layout import NodeLayout, ReplicaPod
 from sluice.errors import ConfigInvalid
-from sluice.node.balancer import LIVE_PATH, config_path, run_directory
+from sluice.node.balancer import LIVE_PATH, MASTER_SOCKET, config_path, run_directory
 from sluice.node.files import PRIVATE_MODE, Files, FileSpec
 
 NAMESPACE = "kube-system"
@@ -72,7 +73,7 @@ def balancer_pod(layout: NodeLayout) -> Manifest:
     container = {
         "name": BALANCER_NAME,
         "image": layout.balancer_image,
-        "command": ["haproxy", "-W", "-db", "-C", run_directory(layout), "-f", config_path(layout)],
+        "command": balancer_command(layout),
         "resources": {
             "requests": {"cpu": f"{BALANCER_CPU_MILLIS}m", "memory": f"{BALANCER_MEMORY_MIB}Mi"},
             "limits": {"memory": f"{BALANCER_MEMORY_MAX_MIB}Mi"},
@@ -86,6 +87,12 @@ def balancer_pod(layout: NodeLayout) -> Manifest:
         "run": (run_directory(layout), True),
     }
     return _pod(BALANCER_NAME, container, folders, BALANCER_LEAVES_S)
+
+
+def balancer_command(layout: NodeLayout) -> list[str]:
+    """HAProxy as a pod's first process. Its master listens in the directory that the node shares, for ``reload``."""
+    master = f"unix@{MASTER_SOCKET},mode,600,level,admin"
+    return ["haproxy", "-W", "-db", "-S", master, "-C", run_directory(layout), "-f", config_path(layout)]
 
 
 def _pod(name: str, container: Manifest, folders: dict[str, tuple[str, bool]], leaves_s: int) -> Manifest:
