@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +21,7 @@ from sluice.cluster.documents import load_document
 from sluice.cluster.layout import NodeLayout, NodeSecrets
 from sluice.errors import SluiceError
 from sluice.node.apply import apply_intent, intend, undo
+from sluice.node.prepare import intend_preparation
 
 EVENTS = frozenset({"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"})
 SURVIVED, FAILED = 0, 3
@@ -30,7 +33,8 @@ class Mortal:
 
     def __enter__(self) -> Mortal:
         tests = Path(__file__).parent.parent
-        environment = {**os.environ, "PYTHONPATH": str(tests)}
+        paths = [str(tests), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "faults.mortal"],
             stdin=subprocess.PIPE,
@@ -48,8 +52,9 @@ class Mortal:
         self._process.stdout.close()
 
     def live(self, job: dict[str, object], until: int | None = None) -> bool:
-        """Do a job (``layout`` and ``secrets`` files, ``now``, ``force``; or ``undo``, a state directory). False where
-        it died before its ``until``-th operation, True where it came to its end first."""
+        """Do a job (``layout`` and ``secrets`` files, ``now``, ``force``; or ``undo``, a state directory; or
+        ``prepare``, a layout's file). False where it died before its ``until``-th operation, True where it came to its
+        end first."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({**job, "until": until}) + "\n")
@@ -59,17 +64,17 @@ class Mortal:
         return code == SURVIVED
 
 
-def work(job: dict[str, object]) -> None:
-    """One job, to its end."""
+def ready(job: dict[str, object]) -> Callable[[], object]:
+    """What is left of one job when its documents are read and containerd has been asked."""
     if "undo" in job:
-        undo(Path(str(job["undo"])), force=True)
-        return
+        return partial(undo, Path(str(job["undo"])), force=bool(job.get("force", True)))
+    if "prepare" in job:
+        return partial(apply_intent, intend_preparation(load_document(NodeLayout, Path(str(job["prepare"])))))
     layout = load_document(NodeLayout, Path(str(job["layout"])))
     secrets = load_document(NodeSecrets, Path(str(job["secrets"])))
     now = job.get("now")
-    apply_intent(
-        intend(layout, secrets, force=bool(job.get("force"))), now=float(now) if isinstance(now, int | float) else None
-    )
+    moment = float(now) if isinstance(now, int | float) else None
+    return partial(apply_intent, intend(layout, secrets, force=bool(job.get("force"))), now=moment)
 
 
 def die_before(number: int) -> None:
@@ -94,9 +99,10 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             try:
+                work = ready(job)
                 if job["until"] is not None:
                     die_before(job["until"])
-                work(job)
+                work()
             except (SluiceError, OSError) as error:
                 print(error, file=sys.stderr)
                 os._exit(FAILED)

@@ -32,6 +32,9 @@ STATE = "var/lib/sluice/node"
 THEIRS = b'server = "https://theirs.example"\n[host."https://theirs.example"]\n'
 BEFORE_NOW, AFTER_NOW = 1000.0, 1001.0 + KEEP_S
 OPERATIONS_MAX = 400
+DROP_IN = "conf.d/99-sluice.toml"
+EDIT = b'\n[plugins."io.containerd.grpc.v1.cri".containerd]\nsnapshotter = "native"\n'
+needs_containerd = pytest.mark.skipif(shutil.which("containerd") is None, reason="asks the real containerd")
 MEMORY = Path("/dev/shm")
 
 
@@ -67,11 +70,18 @@ class Node:
         files["secrets"].write_bytes(dump_document(secrets))
         return {**{key: str(path) for key, path in files.items()}, "now": now, "force": True}
 
+    def unprepared(self) -> tuple[Path, dict[str, object]]:
+        """containerd's main file as the user has it, saved, and the job that prepares it."""
+        config = put(Path(self.first.paths.containerd_config), b"version = 2\n\n[grpc]\n  uid = 0 # mine\n", 0o640)
+        self.save()
+        return config, {"prepare": self.jobs[0]["layout"]}
+
     @property
     def state(self) -> Path:
         return self.root / STATE
 
     def save(self) -> None:
+        shutil.rmtree(self._saved, ignore_errors=True)
         subprocess.run(["cp", "-a", str(self.root), str(self._saved)], check=True)
 
     def load(self) -> None:
@@ -182,6 +192,46 @@ def test_a_killed_undo_is_finished(node: Node, mortal: Mortal, kills: Kills) -> 
         undo(node.state, force=True)
         found = {path: fact for path, fact in snapshot(node.root).items() if fact[0] == "file"}
         assert {path: fact for path, fact in node.original.items() if fact[0] == "file"} == found, number
+
+
+@needs_containerd
+def test_a_killed_prepare_is_taken_back(node: Node, mortal: Mortal, kills: Kills) -> None:
+    """containerd's main file at every instant is the old or the new one, and the drop-in is there before it is named;
+    what undo leaves is the very file as it was, or what its owner made of it after the kill."""
+    config, job = node.unprepared()
+    before, state = config.read_bytes(), snapshot(config.parent)
+    mortal.live(job)
+    after = config.read_bytes()
+    for number in kills(job, node):
+        assert config.read_bytes() in {before, after}, number
+        assert config.read_bytes() == before or (config.parent / DROP_IN).exists(), number
+        if number % 2:
+            undo(node.state)
+            assert state == snapshot(config.parent), number
+        else:
+            config.write_bytes(config.read_bytes() + EDIT)
+            undo(node.state)
+            assert (before + EDIT, False) == (config.read_bytes(), (config.parent / DROP_IN).exists()), number
+
+
+@needs_containerd
+def test_a_killed_undo_keeps_what_the_user_wrote(node: Node, mortal: Mortal, kills: Kills) -> None:
+    """Undo of a main file that was edited meanwhile, killed anywhere: edited with our import or without it, and the
+    next one, without force, takes just that out."""
+    config, job = node.unprepared()
+    before = config.read_bytes()
+    mortal.live(job)
+    config.write_bytes(config.read_bytes() + EDIT)
+    edited = config.read_bytes()
+    node.save()
+    for number in kills({"undo": str(node.state), "force": False}, node):
+        assert config.read_bytes() in {edited, before + EDIT}, number
+        assert config.read_bytes() == before + EDIT or (config.parent / DROP_IN).exists(), number
+        undo(node.state)
+        assert ({"certs.d", "config.toml"}, before + EDIT) == (
+            {path.name for path in config.parent.iterdir()},
+            config.read_bytes(),
+        ), number
 
 
 def test_a_kill_leaves_secrets_private(node: Node, kills: Kills) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,13 @@ import pytest
 from node.given import node_layout, node_secrets, paths_below
 from node.tree import put, snapshot
 from sluice.cluster.layout import NodeLayout
-from sluice.errors import ConfigInvalid
+from sluice.errors import ConfigInvalid, NodeRefused
 from sluice.node.apply import apply_intent, intend, plan_intent, undo
-from sluice.node.containerd import ContainerdFacts, dump_config, read_containerd, registry_table
+from sluice.node.containerd import ContainerdFacts, dump_config, installed_version, read_containerd, registry_table
 from sluice.node.diff import render_diff
 from sluice.node.preflight import check_containerd
 from sluice.node.prepare import intend_preparation, prepare
+from sluice.node.record import read_record
 
 pytestmark = pytest.mark.skipif(shutil.which("containerd") is None, reason="asks the real containerd")
 
@@ -99,9 +102,9 @@ def test_a_later_change_is_taken_over_by_preparing_again(layout: NodeLayout) -> 
 
 
 def test_apply_and_prepare_do_not_undo_each_other(layout: NodeLayout) -> None:
-    """What one of them wrote stays when the other runs, and one undo takes back both."""
+    """What one of them wrote stays when the other runs, and one undo takes back both, but for the user's comment."""
     config = configured(layout, DEBIAN)
-    before = snapshot(config.parent)
+    before = sorted(snapshot(config.parent))
     prepare(layout, intend_preparation(layout))
     intent = intend(layout, node_secrets())
     apply_intent(intent)
@@ -110,7 +113,97 @@ def test_apply_and_prepare_do_not_undo_each_other(layout: NodeLayout) -> None:
     prepare(layout, intend_preparation(layout))
     assert plan_intent(intent).is_empty
     undo(Path(layout.paths.state), force=True)
+    assert (before, f"{DEBIAN}# a comment of mine\n") == (sorted(snapshot(config.parent)), config.read_text())
+
+
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("later", [f'\n[{CRI}.containerd]\nsnapshotter = "native"\n', '\n[debug]\nlevel = "info"\n'])
+@pytest.mark.parametrize("before", [DEBIAN, DEBIAN.replace("\n", "\r\n"), f'imports = ["/a/*.toml"] # mine\n{DEBIAN}'])
+def test_undo_keeps_what_the_user_wrote_meanwhile(layout: NodeLayout, before: str, later: str, again: bool) -> None:
+    """Prepared, edited by its owner, prepared again or not: undo takes our import out of containerd's main file, and
+    every byte that is not ours stays, with the mode and the owner that it has by now."""
+    config = configured(layout, before)
+    mine = (0o640, 1234, 4321) if os.geteuid() == 0 else (0o640, os.geteuid(), os.getegid())
+    prepare(layout, intend_preparation(layout))
+    config.write_bytes(config.read_bytes() + later.encode())
+    os.chown(config, *mine[1:])
+    config.chmod(mine[0])
+    if again:
+        prepare(layout, intend_preparation(layout))
+    undo(Path(layout.paths.state))
+    found = config.stat()
+    assert (before + later).encode() == config.read_bytes()
+    assert (["config.toml"], mine) == (
+        os.listdir(config.parent),
+        (found.st_mode & 0o777, found.st_uid, found.st_gid),
+    )
+
+
+def test_undo_keeps_a_file_that_sluice_began(layout: NodeLayout) -> None:
+    """Where there was no main file, what the user has added to ours stays readable: the version stays with it."""
+    config = Path(layout.paths.containerd_config)
+    config.parent.mkdir(parents=True)
+    prepare(layout, intend_preparation(layout))
+    config.write_text(config.read_text() + OTHERS.removeprefix("version = 2\n"))
+    undo(Path(layout.paths.state))
+    version = {"version": 3 if (installed_version() or ()) >= (2, 0, 0) else 2}
+    assert {**version, **tomllib.loads(OTHERS.removeprefix("version = 2\n"))} == tomllib.loads(config.read_text())
+
+
+def test_a_main_file_of_another_owner_stays_theirs(layout: NodeLayout) -> None:
+    """Prepare changes neither mode nor owner, and undo brings back the very file."""
+    config = configured(layout, DEBIAN)
+    config.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(config, 1234, 4321)
+    before, facts = snapshot(config.parent), config.stat()
+    prepare(layout, intend_preparation(layout))
+    found = config.stat()
+    assert (facts.st_mode, facts.st_uid, facts.st_gid) == (found.st_mode, found.st_uid, found.st_gid)
+    undo(Path(layout.paths.state))
     assert before == snapshot(config.parent)
+
+
+def test_a_file_that_finds_the_drop_in_already_is_not_ours(layout: NodeLayout) -> None:
+    """Where the user's own import finds the drop-in, the main file is neither written nor remembered."""
+    config = configured(layout, f'imports = ["{{etc}}/more.d/*.toml"]\n{DEBIAN}'.replace("{etc}", "/etc/containerd"))
+    etc = config.parent
+    config.write_text(config.read_text().replace("/etc/containerd", str(etc)))
+    prepare(layout, intend_preparation(layout))
+    assert [str(etc / "more.d/99-sluice.toml")] == list(read_record(Path(layout.paths.state)).files)
+    config.write_text(config.read_text() + "# mine\n")
+    mine = snapshot(etc)["config.toml"]
+    undo(Path(layout.paths.state))
+    assert {"config.toml": mine} == snapshot(etc)
+
+
+def test_an_import_taken_out_by_hand_is_put_in_again(layout: NodeLayout) -> None:
+    """Its owner removed our entry and wrote more: prepare adds it again, and undo leaves the owner's last text."""
+    config = configured(layout, DEBIAN)
+    prepare(layout, intend_preparation(layout))
+    config.write_text(f"# all mine\n{DEBIAN}")
+    mine = snapshot(config.parent)["config.toml"]
+    prepare(layout, intend_preparation(layout))
+    assert [] == found(layout)
+    undo(Path(layout.paths.state))
+    assert {"config.toml": mine} == snapshot(config.parent)
+
+
+def test_an_import_that_cannot_be_taken_out_is_refused_with_its_line(layout: NodeLayout) -> None:
+    """Changed to the drop-in's own name, without which containerd would not start: undo says which line, does nothing,
+    and goes on once that is done."""
+    config = configured(layout, DEBIAN)
+    prepare(layout, intend_preparation(layout))
+    ours = f"{config.parent}/conf.d/99-sluice.toml"
+    config.write_text(config.read_text().replace(f"{config.parent}/conf.d/*.toml", ours))
+    before = snapshot(config.parent)
+    with pytest.raises(NodeRefused) as caught:
+        undo(Path(layout.paths.state))
+    assert f'remove "{ours}" from line 2 (imports = ["{ours}"]) by hand' in caught.value.message
+    assert before == snapshot(config.parent)
+    config.write_text(config.read_text().replace(f'imports = ["{ours}"]\n', ""))
+    undo(Path(layout.paths.state))
+    assert DEBIAN == config.read_text()
 
 
 @pytest.mark.parametrize(

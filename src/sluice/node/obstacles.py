@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sluice.node.files import Files
-from sluice.node.found import Found, ancestors
+from sluice.node.found import FileState, Found, ancestors
+from sluice.node.imports import CannotChange, take_out
 from sluice.node.record import Entry, Part, Record, digest
 
 DEFAULT_HOST = "_default"
@@ -19,6 +20,7 @@ _MOVE = "move it away if nothing needs it"
 _REPLACE = "or use --force, which replaces it; undo brings it back"
 _LEAVE = "or use --force, which leaves it there without effect"
 _DEFAULT = "move it away, or use --force, which leaves it to all other hosts"
+_RESTORE = "then undo again, or use --force, which brings the file from before Sluice back and drops every change since"
 _EDITED = "keep your change elsewhere and remove the file, or use --force, which drops the change"
 
 
@@ -93,10 +95,23 @@ def _edited(given: Obstacles) -> Iterator[Refusal]:
         state = given.found.files.get(path)
         if state is None or digest(state.content) == entry.sha256:
             continue
+        if entry.edit is not None:
+            yield from _stuck(path, entry, state) if path not in given.desired else ()
+            continue
         spec = given.desired.get(path)
         goal = spec.content if spec is not None else entry.original.content if entry.original is not None else None
         if state.content != goal:
             yield Refusal(path, "was changed since Sluice wrote it", _EDITED)
+
+
+def _stuck(path: str, entry: Entry, state: FileState) -> Iterator[Refusal]:
+    """Somebody else's file out of which what is ours cannot be taken."""
+    assert entry.edit is not None
+    try:
+        take_out(state.content, entry.edit, path)
+    except CannotChange as error:
+        what = "was changed so that Sluice's import cannot be taken out of it without changing more"
+        yield Refusal(path, what, f"{error}, {_RESTORE}")
 
 
 def _other_names(given: Obstacles, hosts: str) -> Iterator[Refusal]:

@@ -9,16 +9,19 @@ all is changed. Rules:
 - A file of ours that lost its mode or owner, or that somebody removed, is put back without asking.
 - What others refer to (``early``) is written first. When nobody wants it any more, it is kept for ``KEEP_S`` and then
   removed: containerd reads hosts.toml twice in a pull, and a CA file that is missing the second time fails the pull.
+- Where only an ``edit`` of a file is ours, the rest is its owner's at every time: it is written when that edit is
+  missing, with the mode and owner that it has, and taking it back takes that edit out of what the file is by then.
 - ``part`` says whose files are planned; those of the other part stay as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sluice.node.files import PRIVATE_MODE, Files, FileSpec
 from sluice.node.found import FileState, Found, Watched, ancestors
+from sluice.node.imports import CannotChange, take_out
 from sluice.node.obstacles import Obstacles, Refusal, accepted, find_obstacles
 from sluice.node.record import Entry, Part, Record, Step, digest, keep
 
@@ -79,7 +82,7 @@ def make_plan(given: Situation) -> Plan:
     obstacles = Obstacles(given.desired, given.record, given.found, given.part, given.force)
     draft = _Draft()
     for path, spec in given.desired.items():
-        _plan_wanted(given, path, spec, draft)
+        (_plan_wanted if spec.edit is None else _plan_edit)(given, path, spec, draft)
     for path, entry in given.record.files.items():
         if path not in given.desired:
             _plan_unwanted(given, path, entry, draft)
@@ -123,6 +126,18 @@ def _plan_wanted(given: Situation, path: str, spec: FileSpec, draft: _Draft) -> 
         draft.steps.append(_write(path, state, wanted, _write_group(spec), spec.check))
 
 
+def _plan_edit(given: Situation, path: str, spec: FileSpec, draft: _Draft) -> None:
+    state, known = given.found.files.get(path), given.record.files.get(path)
+    if state is not None and known is not None and state.content == spec.content:
+        draft.entries[path] = known
+        return
+    owner = given.found.owner
+    wanted = FileState(spec.content, spec.mode, *owner) if state is None else replace(state, content=spec.content)
+    original = keep(state) if state is not None else None
+    draft.entries[path] = Entry(sha256=digest(spec.content), part=given.part, original=original, edit=spec.edit)
+    draft.steps.append(_write(path, state, replace(wanted, mtime_ns=None), _write_group(spec), spec.check))
+
+
 def _plan_unwanted(given: Situation, path: str, entry: Entry, draft: _Draft) -> None:
     if entry.part != given.part:
         draft.entries[path] = entry
@@ -137,13 +152,33 @@ def _plan_unwanted(given: Situation, path: str, entry: Entry, draft: _Draft) -> 
 
 def _take_back(given: Situation, path: str, entry: Entry, draft: _Draft) -> None:
     state = given.found.files.get(path)
-    if entry.original is not None:
-        if state is None or not state.same_as(entry.original.state) or state.mtime_ns != entry.original.mtime_ns:
+    if entry.edit is not None and (state is None or digest(state.content) != entry.sha256):
+        _take_edit_out(given, path, entry, draft)
+    elif entry.original is not None:
+        original = entry.original.state
+        if entry.edit is not None and state is not None:
+            original = replace(original, mode=state.mode, uid=state.uid, gid=state.gid)
+        if state is None or not state.same_as(original) or state.mtime_ns != original.mtime_ns:
             group = EARLY if entry.early else PLAIN
-            draft.steps.append(_write(path, state, entry.original.state, group, None))
+            draft.steps.append(_write(path, state, original, group, None))
     elif state is not None:
         group = REMOVE_EARLY if entry.early else REMOVE_CHECKED if entry.check else REMOVE
         draft.steps.append(Step(do="remove", path=path, group=group, before=keep(state), check=entry.check))
+
+
+def _take_edit_out(given: Situation, path: str, entry: Entry, draft: _Draft) -> None:
+    """Of a file that its owner has changed since; one that is gone stays gone."""
+    state = given.found.files.get(path)
+    if state is None or entry.edit is None:
+        return
+    try:
+        content = take_out(state.content, entry.edit, path)
+    except CannotChange:  # a refusal, unless by force
+        _take_back(given, path, entry.model_copy(update={"edit": None}), draft)
+        return
+    if content != state.content:
+        after = replace(state, content=content, mtime_ns=None)
+        draft.steps.append(_write(path, state, after, PLAIN, None))
 
 
 def _programs(steps: list[Step]) -> Iterator[Step]:

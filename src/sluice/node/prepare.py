@@ -3,18 +3,17 @@
 The drop-in holds the whole table of the plugin that pulls images, because containerd 1.x replaces a plugin's table by
 that of a later file instead of merging the two. What comes of it is judged by containerd itself before anything is
 written: with the drop-in, its configuration has to be the one without it but for ``config_path``. A later change of
-that plugin's table in another file has no effect on containerd 1.x; running ``prepare`` again takes it over.
+that plugin's table in another file has no effect on containerd 1.x, which ``preflight`` finds; running ``prepare``
+again takes it over. The main file is its owner's: one entry in its ``imports`` is all of it that is ours.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import os
-import re
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,15 +32,13 @@ from sluice.node.containerd import (
     read_table,
     registry_table,
 )
+from sluice.node.drop_in import DROP_IN_DIRECTORY, DROP_IN_NAME, sections
 from sluice.node.files import PUBLIC_MODE, FileSpec
 from sluice.node.found import FileState, read_state
+from sluice.node.imports import CannotChange, ImportEdit, put_in
 from sluice.node.plan import Plan
+from sluice.node.record import read_record
 from sluice.node.serialize import dump_toml
-
-DROP_IN_DIRECTORY, DROP_IN_NAME = "conf.d", "99-sluice.toml"  # the last of a directory wins
-_IMPORTS_LINE = re.compile(r"^imports[ \t]*=[ \t]*\[[^\]\n]*\][ \t]*(#.*)?$", re.MULTILINE)
-_VERSION_LINE = re.compile(r"^version[ \t]*=.*$", re.MULTILINE)
-_FIRST_TABLE = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 
 def intend_preparation(layout: NodeLayout, program: str = PROGRAM) -> Intent:
@@ -64,11 +61,15 @@ def intend_preparation(layout: NodeLayout, program: str = PROGRAM) -> Intent:
             f"{main} is of version 1, which cannot set config_path: "
             "run containerd config migrate, and put its output there"
         )
-    drop_in, text = _place(main, text)
+    drop_in, text, edit = _place(main, text)
     content = _drop_in(layout, _Trial(main, text, drop_in, program), table)
     files = {str(drop_in): FileSpec(content)}
-    files[str(main)] = FileSpec(text.encode(), _mode(main))
-    return Intent(Path(layout.paths.state), files, layout.paths.containerd_hosts, part="runtime", force=True)
+    state = Path(layout.paths.state)
+    known = read_record(state).files.get(str(main))
+    if edit is not None or known is not None:
+        edit = edit or (known.edit if known is not None else None)
+        files[str(main)] = FileSpec(text.encode(), _mode(main), edit=edit)
+    return Intent(state, files, layout.paths.containerd_hosts, part="runtime", force=True)
 
 
 def prepare(layout: NodeLayout, intent: Intent, program: str = PROGRAM) -> Plan:
@@ -122,7 +123,7 @@ def _drop_in(layout: NodeLayout, trial: _Trial, table: Table) -> bytes:
     without = trial.dump(None)
     _refuse_legacy(layout, without)
     _own_registry(without)["config_path"] = layout.paths.containerd_hosts
-    for section in _sections(trial.tables, plugin):
+    for section in sections(trial.tables, plugin):
         registry = {**section.get("registry", {}), "config_path": layout.paths.containerd_hosts}
         document = {"version": table["version"], "plugins": {plugin: {**section, "registry": registry}}}
         content = dump_toml(document, DROP_IN_NAME)
@@ -150,33 +151,13 @@ def _refuse_legacy(layout: NodeLayout, dump: Table) -> None:
             )
 
 
-def _sections(tables: list[Table], plugin: str) -> Iterator[Table]:
-    """A plugin's table as the versions of containerd put it together: that of the last file, or all merged."""
-    found = [table.get("plugins", {}).get(plugin) for table in tables]
-    sections: list[Table] = [one for one in found if one]
-    yield sections[-1] if sections else {}
-    merged: Table = {}
-    for one in sections:
-        merged = _merged(merged, one)
-    yield merged
-
-
-def _merged(under: Table, over: Table) -> Table:
-    both = {key: _merged(under[key], value) if _tables(under.get(key), value) else value for key, value in over.items()}
-    return {**under, **both}
-
-
-def _tables(one: object, other: object) -> bool:
-    return isinstance(one, dict) and isinstance(other, dict)
-
-
 def _same(one: Table, other: Table) -> bool:
     left, right = ({key: value for key, value in table.items() if key != "imports"} for table in (one, other))
     return left == right
 
 
-def _place(main: Path, text: str) -> tuple[Path, str]:
-    """Where the drop-in goes, and the main file's text with an import that finds it there."""
+def _place(main: Path, text: str) -> tuple[Path, str, ImportEdit | None]:
+    """Where the drop-in goes, and the main file's text with an import that finds it there, ours where it had none."""
     table = tomllib.loads(text)
     for pattern in map(str, table.get("imports", [])):
         directory = os.path.dirname(pattern)  # a relative one with a * is relative to wherever containerd was started
@@ -185,27 +166,13 @@ def _place(main: Path, text: str) -> tuple[Path, str]:
             and not _is_pattern(directory)
             and fnmatch.fnmatch(DROP_IN_NAME, os.path.basename(pattern))
         ):
-            return Path(directory) / DROP_IN_NAME, text
+            return Path(directory) / DROP_IN_NAME, text, None
     drop_in = main.parent / DROP_IN_DIRECTORY / DROP_IN_NAME
-    imports = [*table.get("imports", []), f"{drop_in.parent}/*.toml"]
-    changed = _with_imports(text, tomli_w.dumps({"imports": imports}, multiline_strings=False, indent=0))
     try:
-        right = tomllib.loads(changed) == {**table, "imports": imports}
-    except tomllib.TOMLDecodeError:
-        right = False
-    if not right:
-        raise ConfigInvalid(f"{main} has an imports that is hard to change: add {imports[-1]!r} to it by hand")
-    return drop_in, changed
-
-
-def _with_imports(text: str, rendered: str) -> str:
-    line = f"imports = [{', '.join(part.strip().rstrip(',') for part in rendered.splitlines()[1:-1])}]"
-    if _IMPORTS_LINE.search(text):
-        return _IMPORTS_LINE.sub(lambda _: line, text, count=1)
-    head = text[: table.start()] if (table := _FIRST_TABLE.search(text)) else text
-    if found := _VERSION_LINE.search(head):
-        return f"{text[: found.end()]}\n{line}{text[found.end() :]}"
-    return f"{line}\n{text}"
+        changed, edit = put_in(text, f"{drop_in.parent}/*.toml", str(drop_in))
+    except CannotChange as error:
+        raise ConfigInvalid(f"{main} has an imports that is hard to change: {error}") from None
+    return drop_in, changed, edit
 
 
 def _is_pattern(directory: str) -> bool:
@@ -214,7 +181,8 @@ def _is_pattern(directory: str) -> bool:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    """With the ends of lines as they are."""
+    return path.read_bytes().decode() if path.exists() else ""
 
 
 def _mode(path: Path) -> int:

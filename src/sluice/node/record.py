@@ -15,6 +15,7 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError
 from sluice.cluster.layout import NodeLayout, NodeSecrets
 from sluice.errors import ConfigInvalid
 from sluice.node.found import FileState
+from sluice.node.imports import ImportEdit
 from sluice.pki.durable import read_bounded
 
 RECORD, JOURNAL, LAYOUT, SECRETS, STATUS, AGENT_LOCK = (
@@ -57,7 +58,8 @@ class Kept(Document):
 
 class Entry(Document):
     """A file of ours. ``original`` is what stood there when we first came, kept until ``undo``. ``unwanted_at``: since
-    when (seconds of the epoch) nobody wants it, while something that runs may still have its name."""
+    when (seconds of the epoch) nobody wants it, while something that runs may still have its name. ``edit``: what in
+    somebody else's file is ours; ``sha256`` is of the file when that was put in, and ``original`` from before it."""
 
     sha256: str
     part: Part = "node"
@@ -66,6 +68,7 @@ class Entry(Document):
     private: bool = False
     original: Kept | None = Field(default=None, repr=False)
     unwanted_at: float | None = None
+    edit: ImportEdit | None = None
 
 
 class Record(Document):
@@ -112,6 +115,11 @@ def keep(state: FileState) -> Kept:
 def digest(content: bytes) -> str:
     """How a file's content is named in the record."""
     return hashlib.sha256(content).hexdigest()
+
+
+def remembers(state: Path) -> bool:
+    """Whether there is anything of ours in this directory."""
+    return any((state / name).exists() for name in OWN_NAMES)
 
 
 def read_record(state: Path) -> Record:
