@@ -92,11 +92,20 @@ def test_prepare_sets_config_path_and_nothing_else(layout: NodeLayout, text: str
 
 
 def test_a_later_change_is_taken_over_by_preparing_again(layout: NodeLayout) -> None:
-    """On containerd 1.x the drop-in's table hides a later one: another prepare makes it count."""
+    """The drop-in's table hides a later one, which is a finding that blocks no image: another prepare makes it count.
+    What is about another plugin is none."""
     config = configured(layout, DEBIAN)
     prepare(layout, intend_preparation(layout))
+    config.write_text(f'{config.read_text()}[debug]\nlevel = "info"\n')
+    assert [] == found(layout)
     config.write_text(config.read_text().replace("pause:mine", "pause:new"))
+    facts = read_containerd(config)
+    (finding,) = check_containerd(layout, facts)
+    assert (("sandbox_image",), False, str(config)) == (facts.hidden, finding.blocking, finding.where)
+    assert "was changed since sluice node prepare, without effect" in finding.what
+    assert "run sluice node prepare again" in finding.remedy
     prepare(layout, intend_preparation(layout))
+    assert [] == found(layout)
     plugin = dump_config(config)["plugins"]["io.containerd.grpc.v1.cri"]
     assert ("pause:new", layout.paths.containerd_hosts) == (plugin["sandbox_image"], plugin["registry"]["config_path"])
 

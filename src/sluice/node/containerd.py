@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice.errors import ConfigInvalid, Unavailable
+from sluice.node.drop_in import DROP_IN_NAME, hidden_keys
 
 PROGRAM = "containerd"
 ASK_S = 20.0
@@ -25,6 +26,8 @@ ASK_S = 20.0
 RESTART_S = 90.0
 SAID_LENGTH_MAX = 400
 IMPORTS_MAX = 100
+MERGES = (2, 0, 0)
+"""From this version on a plugin's table is merged with that of a later file; before, the later one replaces it."""
 Table = dict[str, Any]
 _VERSION = re.compile(r"\sv?(\d+)\.(\d+)\.(\d+)")
 
@@ -32,13 +35,15 @@ _VERSION = re.compile(r"\sv?(\d+)\.(\d+)\.(\d+)")
 @dataclass(frozen=True, slots=True)
 class ContainerdFacts:
     """``version`` is None where it names none; ``config`` is what it would run on, with ``problem`` None, or else
-    nothing and why. ``asked``: containerd itself said so. ``stale``: it runs since before its files were changed."""
+    nothing and why. ``asked``: containerd itself said so. ``stale``: it runs since before its files were changed.
+    ``hidden``: keys of the images plugin about which other files say something else than ``prepare``'s drop-in."""
 
     version: tuple[int, int, int] | None
     config: Table
     problem: str | None
     asked: bool
     stale: bool
+    hidden: tuple[str, ...] = ()
 
 
 def read_containerd(config: Path, program: str = PROGRAM) -> ContainerdFacts:
@@ -46,9 +51,10 @@ def read_containerd(config: Path, program: str = PROGRAM) -> ContainerdFacts:
     version = installed_version(program)
     try:
         dump = dump_config(config, program) if version is not None else merged_config(config)
+        hidden = _hidden(config, version)
     except ConfigInvalid as error:
         return ContainerdFacts(version, {}, error.message, version is not None, stale=False)
-    return ContainerdFacts(version, dump, None, version is not None, _runs_on_older(config))
+    return ContainerdFacts(version, dump, None, version is not None, _runs_on_older(config), hidden)
 
 
 def installed_version(program: str = PROGRAM) -> tuple[int, int, int] | None:
@@ -134,6 +140,16 @@ def registry_table(config: Table) -> Table:
     plugin = config.get("plugins", {}).get(images_plugin(config), {})
     table = plugin.get("registry", {}) if isinstance(plugin, dict) else {}
     return table if isinstance(table, dict) else {}
+
+
+def _hidden(config: Path, version: tuple[int, int, int] | None) -> tuple[str, ...]:
+    tables = {path: read_table(path) for path in config_files(config)}
+    ours = [path for path in tables if path.name == DROP_IN_NAME]
+    if not ours or not config.exists():
+        return ()
+    others = [table for path, table in tables.items() if path not in ours]
+    merges = version is not None and version >= MERGES
+    return hidden_keys(tables[ours[-1]], others, images_plugin(tables[config]), merges=merges)
 
 
 def _runs_on_older(config: Path) -> bool:

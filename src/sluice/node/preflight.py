@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from sluice.cluster.layout import NodeLayout
 from sluice.cluster.status import Finding
 from sluice.node.containerd import ContainerdFacts, Table, images_plugin, registry_table
+from sluice.node.drop_in import DROP_IN_NAME
 
 KNOWN_FIRST, KNOWN_LAST = (1, 6), (2, 3)
+NAMED_MAX = 5
 _PREPARE = "run sluice node prepare, which sets it"
 
 
@@ -32,6 +34,7 @@ def _findings(layout: NodeLayout, facts: ContainerdFacts) -> Iterator[Finding]:
     table = registry_table(facts.config)
     yield from _config_path(layout, table)
     yield from _legacy(where, facts.config, table)
+    yield from _hidden(where, facts)
     if facts.stale:
         remedy = "restart containerd once; running containers stay"
         yield Finding(what="was changed since containerd started", where=where, remedy=remedy, blocking=True)
@@ -72,6 +75,15 @@ def _config_path(layout: NodeLayout, table: Table) -> Iterator[Finding]:
             remedy="set paths.containerd_hosts of the layout to it, or run sluice node prepare, which changes it",
             blocking=True,
         )
+
+
+def _hidden(where: str, facts: ContainerdFacts) -> Iterator[Finding]:
+    """Images come as they should all the same: it is the user's own settings that wait."""
+    if facts.hidden:
+        named = ", ".join(facts.hidden[:NAMED_MAX]) + (", …" if len(facts.hidden) > NAMED_MAX else "")
+        what = f"was changed since sluice node prepare, without effect: {DROP_IN_NAME} goes before it ({named})"
+        remedy = "run sluice node prepare again, which takes the change over, and restart containerd once"
+        yield Finding(what=what, where=where, remedy=remedy)
 
 
 def _legacy(where: str, config: Table, table: Table) -> Iterator[Finding]:
