@@ -26,7 +26,7 @@ from sluice.cluster.layout import NodeLayout
 from sluice.errors import ConfigInvalid
 from sluice.node.balancer import ADMIN_SOCKET, BACKEND, CONFIG_NAME, STATE_FILE, config_path, run_directory
 from sluice.node.haproxy_config import parse_config
-from sluice.node.haproxy_state import BalancerState, parse_info, parse_replicas
+from sluice.node.haproxy_state import BalancerState, parse_info, parse_replicas, port_remedy
 from sluice.pki.durable import make_directory, read_bounded, write_durably
 
 PROGRAM = "haproxy"
@@ -167,12 +167,21 @@ class Balancer:
                 return "started"
             self._reload(config_digest(wanted))
         except ConfigInvalid:
-            if before is not None:
+            if before is None and self._master() is None:
+                self._leave_nothing()
+            elif before is not None:
                 write_durably(self._good, before)
                 if self._master() is None:
                     self._start()
             raise
         return "reloaded"
+
+    def _leave_nothing(self) -> None:
+        """After a first start that failed: no copy that has never run, and no directory that nobody takes away."""
+        for name in (CONFIG_NAME, PID_FILE, ADMIN_SOCKET, STATE_FILE, LOCK_FILE):
+            (self.directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something of somebody else's is in it
+            self.directory.rmdir()
 
     def _start(self) -> None:
         (self.directory / STATE_FILE).unlink(
@@ -189,7 +198,8 @@ class Balancer:
         except subprocess.TimeoutExpired:
             raise ConfigInvalid(f"haproxy did not start within {START_S:g} s") from None
         if done.returncode:
-            raise ConfigInvalid(f"haproxy does not start: {_said(done.stderr)}")
+            said = _said(done.stderr)
+            raise ConfigInvalid(f"haproxy does not start: {said}{port_remedy(said)}")
         if not wait(lambda: self.state().running, START_S):
             raise ConfigInvalid(f"haproxy has started and does not answer on {self.directory / ADMIN_SOCKET}")
 

@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sluice.node.balancer import BACKEND
 
+_TAKEN = re.compile(r"Address already in use\)? for \[[^\]]*:(\d+)\]")
 _ROWS_OF_NO_SERVER = frozenset({"FRONTEND", "BACKEND"})
 
 
@@ -76,4 +78,16 @@ def _replica(row: dict[str, str], now: float) -> ReplicaState:
         reason=f"{what}: {found}" if found else what,
         streams=int(row["scur"] or 0),
         sent=int(row["bout"] or 0),
+    )
+
+
+def port_remedy(said: str) -> str:
+    """What to do about a complaint, after a colon, where it is about ports that others have; else nothing."""
+    ports = sorted(set(_TAKEN.findall(said)), key=int)
+    if not ports:
+        return ""
+    named = " and ".join(f"port {port}" for port in ports)
+    return (
+        f": another program listens on {named}: stop it (ss -ltnp shows which it is), "
+        "or give the balancer another port in the layout (balancer.port, balancer.metrics_port)"
     )
