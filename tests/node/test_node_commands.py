@@ -12,6 +12,7 @@ import pytest
 from node.running import Node
 from node.tree import put, snapshot
 from sluice.cli.app import run
+from sluice.node.apply import adopt_state
 
 
 @pytest.fixture
@@ -65,7 +66,30 @@ def test_apply_status_and_undo(node: Node, capsys: pytest.CaptureFixture[str]) -
     assert f"--- {node.hosts}/docker.io/hosts.toml" in capsys.readouterr().out
     assert run(["node", "undo", "--state", str(node.state)]) == 0
     assert (False, before) == (node.balancer.state().running, snapshot(node.root))
+    capsys.readouterr()
     assert run(["node", "undo", "--state", str(node.state)]) == 0
+    assert f"nothing of Sluice is remembered in {node.state}, and nothing was changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_undo_where_nothing_is_remembered(
+    node: Node, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    """A directory named by mistake, there or not: undo says that nothing of Sluice is in it, and touches nothing, not
+    even what has a name like ours."""
+    assert run(["node", "apply", *documents(node)]) == 0
+    put(node.root / "typo" / "balancer" / "theirs", b"")
+    put(node.root / "typo" / ".theirs.tmp", b"")
+    before = snapshot(node.root)
+    for name in ("typo", "nowhere"):
+        capsys.readouterr()
+        assert run(["node", "undo", "--state", str(node.root / name), *flags]) == 0
+        out = capsys.readouterr().out
+        assert (True, False) == (
+            f"nothing of Sluice is remembered in {node.root / name}, " in out,
+            "as it was before" in out,
+        )
+    assert before == snapshot(node.root)
 
 
 def test_a_balancer_that_has_just_started_takes_another_layout(node: Node) -> None:
@@ -109,16 +133,26 @@ def test_wrong_documents_are_wrong_usage(node: Node, capsys: pytest.CaptureFixtu
 
 
 def test_a_balancer_that_cannot_start_changes_nothing(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where another program has its port, HAProxy's words are passed on and every file is as before."""
-    before = snapshot(node.root / "etc")
+    """Where another program has its port, HAProxy's words are passed on with the port and what to do, and everything is
+    as before, the state directory too: also with an agent's memory there, which undo takes away."""
+    before = snapshot(node.root)
     with socket.create_server(("127.0.0.1", node.port)):  # also where a connection of before is in TIME_WAIT
         assert run(["node", "apply", *documents(node)]) == 2
-    assert "haproxy does not start" in capsys.readouterr().err
-    assert before == snapshot(node.root / "etc")
+        err = capsys.readouterr().err
+        assert before == snapshot(node.root)
+        adopt_state(node.state)
+        assert run(["node", "apply", *documents(node)]) == 2
+    assert "haproxy does not start: " in err
+    assert f"another program listens on port {node.port}: stop it" in err
+    assert "balancer.port" in err
+    assert ["record.json"] == [path.name for path in node.state.iterdir()]
+    assert run(["node", "undo", "--state", str(node.state)]) == 0
+    assert before == snapshot(node.root)
 
 
 def test_prepare_shows_the_diff_first(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
-    """A dry run changes nothing; the real one says that containerd has to restart once; again, nothing is to do."""
+    """A dry run changes nothing; the real one says that containerd has to restart once; again, nothing is to do. Undo
+    says about the restart too."""
     put(node.root / "etc/containerd/config.toml", b"version = 2\n")
     before = snapshot(node.root)
     command = ["node", "prepare", "--layout", str(node.document)]
@@ -129,7 +163,16 @@ def test_prepare_shows_the_diff_first(node: Node, capsys: pytest.CaptureFixture[
     assert run([*command, "--output", "json"]) == 0
     assert printed(capsys)[0]["operations"] == []
     assert run(["node", "undo", "--state", str(node.state)]) == 0
+    assert "; containerd has to restart once: systemctl restart containerd" in capsys.readouterr().out
     assert before == snapshot(node.root)
+
+
+def test_undo_without_a_preparation_restarts_nothing(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where prepare was not needed, undo does not ask for a restart."""
+    assert run(["node", "apply", *documents(node)]) == 0
+    capsys.readouterr()
+    assert run(["node", "undo", "--state", str(node.state), "--output", "json"]) == 0
+    assert printed(capsys)[0]["restart"] is False
 
 
 def test_status_of_an_untouched_node(node: Node, capsys: pytest.CaptureFixture[str]) -> None:

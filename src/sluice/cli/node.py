@@ -16,13 +16,19 @@ from sluice.node.agent import Agent, Place
 from sluice.node.apply import apply_intent, intend, interrupted, plan_intent, plan_undo, refuse, undo
 from sluice.node.containerd import restart_containerd
 from sluice.node.diff import render_diff, summarize
+from sluice.node.drop_in import DROP_IN_NAME
 from sluice.node.plan import Plan
 from sluice.node.prepare import intend_preparation, prepare
 from sluice.node.programs import NodePrograms
-from sluice.node.record import read_layout
+from sluice.node.record import read_journal, read_layout, read_record, remembers
 from sluice.node.status import current_status, describe
 
 FAILED = 1
+_RESTART = "has to restart once: systemctl restart containerd (containers run on)"
+_NOT_HERE = (
+    "nothing of Sluice is remembered in {}, and nothing was changed: "
+    "where a layout has another paths.state, name the layout (--layout) or that directory (--state)"
+)
 LAYOUT = click.option(
     "--layout",
     "layout_file",
@@ -107,12 +113,18 @@ def apply_layout(layout_file: Path, secrets_file: Path | None, force: bool, outp
 def take_back(layout_file: Path | None, state: Path | None, force: bool, dry_run: bool, output: str) -> int:
     """Restore exactly what was there before Sluice, and stop the balancer."""
     place = _state(layout_file, state)
-    if dry_run:
+    if dry_run and remembers(place):
         return _show(plan_undo(place, force=force), output)
+    if not remembers(place):
+        plan = plan_undo(place) if dry_run else undo(place)
+        show_record(_record(plan), output, _NOT_HERE.format(place))
+        return 0
+    restart = _prepared(place)
     layout = read_layout(place)
     programs = () if layout is None else (NodePrograms(layout),)
     plan = undo(place, *programs, force=force)
-    show_record(_record(plan), output, f"everything is as it was before Sluice: {_counted(plan)}")
+    done = f"everything is as it was before Sluice: {_counted(plan)}"
+    show_record({**_record(plan), "restart": restart}, output, f"{done}; containerd {_RESTART}" if restart else done)
     return 0
 
 
@@ -141,7 +153,7 @@ def prepare_containerd(layout_file: Path, dry_run: bool, restart: bool, output: 
     if restart:
         restart_containerd()
     done = "containerd is prepared and was restarted"
-    wait = "containerd is prepared; it has to restart once: systemctl restart containerd (containers run on)"
+    wait = f"containerd is prepared; it {_RESTART}"
     show_record({**_record(plan), "restarted": restart}, output, done if restart else wait)
 
 
@@ -220,6 +232,13 @@ def _counted(plan: Plan) -> str:
     written = sum(step.do == "write" for step in plan.steps)
     removed = sum(step.do == "remove" for step in plan.steps)
     return f"{written} files written, {removed} removed" if written or removed else "nothing had to change"
+
+
+def _prepared(state: Path) -> bool:
+    """Whether containerd's drop-in is still to be taken back, be it by an undo that was interrupted."""
+    journal = read_journal(state)
+    begun = [step.path for step in journal.steps] if journal is not None else []
+    return any(Path(path).name == DROP_IN_NAME for path in (*read_record(state).files, *begun))
 
 
 def _tell_interrupted(state: Path) -> None:

@@ -41,6 +41,7 @@ from sluice.node.record import (
     keep,
     read_journal,
     read_record,
+    remembers,
 )
 from sluice.pki.durable import errors_named, sync_directory, write_durably
 
@@ -103,14 +104,24 @@ def plan_undo(state: Path, *, force: bool = False) -> Plan:
 
 
 def undo(state: Path, programs: Programs = NO_PROGRAMS, *, force: bool = False) -> Plan:
-    """Everything as it was before Sluice. Raises NodeRefused where a file was edited since, with nothing changed."""
+    """Everything as it was before Sluice. Raises NodeRefused where a file was edited since, with nothing changed.
+
+    A directory without anything of ours is left alone: it may be somebody else's, named by mistake.
+    """
     if not state.is_dir():
         return Plan((), (), Record())
-    with locked(state), agent_locked(state):
+    with locked(state):
+        if not remembers(state):
+            _sweep(state)
+            return Plan((), (), Record())
+        return _undo(state, programs, force=force)
+
+
+def _undo(state: Path, programs: Programs, *, force: bool) -> Plan:
+    with agent_locked(state):
         if recover(state, programs) and not state.is_dir():
             return Plan((), (), Record())
-        for torn in state.glob(".*.tmp"):
-            torn.unlink(missing_ok=True)
+        _sweep(state)
         plan = plan_undo(state, force=force)
         refuse(plan.refusals)
         _check_writable(plan)
@@ -205,6 +216,13 @@ def _kept(path: Path, content: bytes, mode: int) -> Iterator[Step]:
     if before is None or not before.same_as(after):
         was = keep(before) if before is not None else None
         yield Step(do="write", path=str(path), group=STATE, before=was, after=keep(after))
+
+
+def _sweep(state: Path) -> None:
+    """What a killed process had begun to write of our own."""
+    for pattern in (".sluice-*.tmp", *(f".{name}.*.tmp" for name in OWN_NAMES)):
+        for torn in state.glob(pattern):
+            torn.unlink(missing_ok=True)
 
 
 def _forgotten(state: Path) -> Iterator[Step]:
