@@ -5,13 +5,13 @@ The same for a file on a node, a laboratory's directory and a custom resource.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from sluice.config.document import parse_either
 from sluice.errors import ConfigInvalid
 from sluice.pki.durable import read_bounded
 
@@ -28,13 +28,8 @@ def parse_document(model: type[Document], raw: bytes, name: str) -> Document:
 
 
 def _load(raw: bytes, name: str) -> object:
-    # JSON is tried first: YAML reads its escaped surrogate pairs as two characters that are none.
-    with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(raw)
-    from sluice.config.document import parse_yaml  # noqa: PLC0415 - what a machine wrote is JSON, and needs no YAML
-
     try:
-        return parse_yaml(raw)
+        return parse_either(raw)
     except ValueError as error:
         raise ConfigInvalid(f"{name} is neither YAML nor JSON: {error}") from None
 

@@ -1,29 +1,44 @@
-"""YAML as configuration is written in it: safe, and no key given twice."""
+"""Documents as people write them: YAML or JSON, safe, and no key given twice.
+
+What is wrong with one is said with its place and never with its text: a line of a file may be a password.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any
+import json
 
-import yaml
+
+class _GivenTwiceError(ValueError):
+    """A key of a JSON object."""
 
 
 def parse_yaml(raw: bytes) -> object:
-    """Parse one document; raises ValueError with the reason in one line."""
+    """Parse one document; raises ValueError with the reason in one line, which quotes nothing of it."""
+    from sluice.config.yaml_loader import load_yaml  # noqa: PLC0415 - 3 MiB that a process without YAML does not need
+
+    return load_yaml(raw)
+
+
+def parse_either(raw: bytes) -> object:
+    """Parse one document of JSON or YAML; raises ValueError like ``parse_yaml``.
+
+    JSON is tried first: it needs no YAML, which reads its escaped surrogate pairs as two characters that are none.
+    """
+    twice = False
     try:
-        return yaml.load(raw, _UniqueKeys)  # noqa: S506 - the loader is a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        return json.loads(raw, object_pairs_hook=_unique)
+    except _GivenTwiceError:
+        twice = True
+    except (ValueError, RecursionError):
+        pass  # YAML, or broken: its parser says where
+    document = parse_yaml(raw)
+    if twice:  # by keys that only JSON reads as the same
+        raise ValueError("a key is given twice")
+    return document
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A safe YAML loader that refuses a key given twice, where the last one would win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} is given twice", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
+def _unique(members: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(members)
+    if len(found) != len(members):
+        raise _GivenTwiceError
+    return found

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sluice.config.document import parse_yaml
 from sluice.config.schema import LEAVES, VARIABLE_PREFIX, RegistryConfig
 from sluice.errors import ConfigInvalid
 
@@ -105,8 +106,6 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
 
 
 def _read_file(path: Path) -> Iterator[tuple[str, object]]:
-    from sluice.config.document import parse_yaml  # noqa: PLC0415 - 3 MiB that a server without a file does not need
-
     try:
         with path.open("rb") as stream:
             raw = stream.read(CONFIG_FILE_BYTES + 1)
@@ -116,7 +115,7 @@ def _read_file(path: Path) -> Iterator[tuple[str, object]]:
     except OSError as error:
         raise ConfigInvalid(f"config file {path} cannot be read: {error.strerror}; name a readable file") from error
     except ValueError as error:
-        raise ConfigInvalid(f"config file {path} is not YAML: {error}") from error
+        raise ConfigInvalid(f"config file {path} is not YAML: {error}") from None
     yield from _flatten({} if document is None else document, path, "")
 
 
