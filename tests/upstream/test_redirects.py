@@ -107,7 +107,7 @@ def test_a_stranger_cannot_ask_for_our_credentials() -> None:
     ],
 )
 def test_a_redirect_that_leads_nowhere_is_invalid(location: str, reason: str) -> None:
-    """The message says why."""
+    """The message says why, and shows no user."""
 
     async def story() -> None:
         async with Scripted(plain) as home:
@@ -118,8 +118,9 @@ def test_a_redirect_that_leads_nowhere_is_invalid(location: str, reason: str) ->
 
             home.script = script
             registry = registry_at(home)
-            with pytest.raises(UpstreamInvalid, match=reason):
+            with pytest.raises(UpstreamInvalid, match=reason) as caught:
                 await content(registry)
+            assert "user:" not in caught.value.message
             await registry.close()
 
     asyncio.run(story())

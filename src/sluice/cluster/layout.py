@@ -25,7 +25,7 @@ from sluice.cluster.values import (
     is_pair,
 )
 from sluice.config.remote import place_of
-from sluice.config.section import Section, conflict
+from sluice.config.section import PrivateSection, Section, conflict
 from sluice.config.values import Count, Upstream
 from sluice.wire.address import UpstreamAddress, parse_upstream
 
@@ -218,11 +218,11 @@ class NodeLayout(Section):
                     )
 
 
-class Login(Section):
+class Login(PrivateSection):
     """A user of the upstream. Basic authentication ends the user's name at the first colon (RFC 7617 section 2)."""
 
     user: Secret
-    password: Secret
+    password: Secret = Field(repr=False)
 
     @model_validator(mode="after")
     def _can_be_sent(self) -> Self:
@@ -231,7 +231,7 @@ class Login(Section):
         return self
 
 
-class NodeSecrets(Section):
+class NodeSecrets(PrivateSection):
     """What a node keeps to itself. ``certificate`` and ``key`` show the replicas that a node asks; ``upstream`` is what
     the kubelet is told for ``virtual``'s images in Direct mode."""
 

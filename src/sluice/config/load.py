@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from sluice.config.document import parse_yaml
 from sluice.config.schema import LEAVES, VARIABLE_PREFIX, RegistryConfig
+from sluice.config.shown import shown, shown_key
 from sluice.errors import ConfigInvalid
 
 CONFIG_FILE_BYTES = 1024 * 1024
@@ -37,7 +38,6 @@ _REMEDIES = {
     "string_type": "is not text: put it in quotes",
     "string_pattern_mismatch": "has characters that break a header: leave out spaces, quotes and backslashes",
 }
-_SECRET = re.compile(r"(?<=[/'\",])[^/'\",\s]+@|(?<=://)[^'\",\s]+@")
 _SECTIONS = {key.rpartition(".")[0] for key in LEAVES} - {""}
 
 
@@ -121,8 +121,8 @@ def _read_file(path: Path) -> Iterator[tuple[str, object]]:
 
 def _flatten(document: object, path: Path, prefix: str) -> Iterator[tuple[str, object]]:
     if not isinstance(document, dict):
-        where = prefix.rstrip(".") or "the document"
-        raise ConfigInvalid(f"{where} is {document!r} (file {path}): write a mapping of keys to values")
+        where = f"{prefix.rstrip('.')} is {shown(document)}" if prefix else "the document is none"
+        raise ConfigInvalid(f"{where} (file {path}): write a mapping of keys to values")
     for name, value in document.items():
         key = f"{prefix}{name}"
         if key in LEAVES:
@@ -145,7 +145,7 @@ def _unknown(key: str, path: Path) -> ConfigInvalid:
         if by_leaf or near
         else "see docs/configuration.md for the keys there are"
     )
-    return ConfigInvalid(f"{key} is not a known key (file {path}): {hint}")
+    return ConfigInvalid(f"{shown_key(key)} is not a known key (file {path}): {hint}")
 
 
 def _nested(flat: Mapping[str, object]) -> dict[str, Any]:
@@ -174,10 +174,7 @@ def _explain(error: ValidationError, given: Mapping[str, _Given]) -> ConfigInval
         section = problem["input"]
         value = section.get(context["key"]) if "key" in context and isinstance(section, dict) else section
         entry = _Given(value, given["registries"].source)
-    came = f" is {_shown(entry.value)} ({entry.source})" if entry is not None else ""
+    if problem["type"] == "extra_forbidden":  # whose value may be a password
+        return ConfigInvalid(f"{shown_key(key)} {reason.replace(':', f' ({entry.source}):' if entry else ':', 1)}")
+    came = f" is {shown(entry.value)} ({entry.source})" if entry is not None else ""
     return ConfigInvalid(f"{key}{came}: {reason}")
-
-
-def _shown(value: object) -> str:
-    """For people, without what may be a password before an ``@``."""
-    return _SECRET.sub("…@", repr(value))

@@ -15,6 +15,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from sluice.config.shown import shown
 from sluice.errors import NameInvalid
 from sluice.oci.reference import parse_repository
 from sluice.wire.address import read_upstream
@@ -129,7 +130,7 @@ def read_registry_name(value: object) -> str:
     except NameInvalid:
         host = ""
     if not host or "/" in name or (colon and not (port.isdigit() and 1 <= int(port) <= 65535)):
-        raise ValueError(f"has {name[:160]!r}, which is no registry's name: write host or host:port, as in docker.io")
+        raise ValueError(f"has {shown(name)}, which is no registry's name: write host or host:port, as in docker.io")
     return name
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
 from sluice.errors import UpstreamInvalid
+from sluice.wire.address import without_user
 
 URL_LENGTH_MAX = 16 * 1024
 """Characters of a target; signed URLs of blob storage have some thousands."""
@@ -40,12 +41,12 @@ class Target:
     @property
     def shown(self) -> str:
         """For messages: without the query, which may hold a signature."""
-        return ascii(self.url.partition("?")[0][:200])
+        return _shown(self.url)
 
 
 def parse_target(url: str) -> Target:
     """Take an absolute URL apart; raises UpstreamInvalid."""
-    shown = ascii(url.partition("?")[0][:200])
+    shown = _shown(url)
     if len(url) > URL_LENGTH_MAX or any(not "!" <= character <= "~" for character in url) or "\\" in url:
         raise UpstreamInvalid(
             f"the upstream sends us to {shown}, which is too long or holds characters that no URL has"
@@ -58,6 +59,10 @@ def parse_target(url: str) -> Target:
     if parts.scheme not in _PORTS or not host or "@" in parts.netloc or "%" in host or port == 0:
         raise UpstreamInvalid(f"the upstream sends us to {shown}; only http and https URLs without a user are followed")
     return Target(parts._replace(fragment="").geturl(), parts.scheme, host, port or _PORTS[parts.scheme])
+
+
+def _shown(url: str) -> str:
+    return ascii(without_user(url.partition("?")[0])[:200]).replace("\\u2026", "…")
 
 
 def next_target(current: Target, location: str | None) -> Target:

@@ -100,6 +100,13 @@ def read_upstream(text: str) -> UpstreamAddress:
     return UpstreamAddress(scheme, host, DEFAULT_PORTS[scheme] if port is None else port, _prefix(path))
 
 
+def without_user(text: str) -> str:
+    """For messages: without what stands between the scheme and the last ``@``, which may be a password."""
+    head, mark, tail = text.rpartition("@")
+    scheme = _SCHEME.match(head)
+    return f"{scheme[0] if scheme else ''}…@{tail}" if mark else text
+
+
 def _split(authority: str) -> tuple[str, int | None]:
     if authority.startswith("["):
         host, bracket, port = authority[1:].partition("]")
@@ -161,8 +168,4 @@ def _prefix(path: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Without what stands before an ``@``: it may be a password."""
-    head, mark, tail = text.rpartition("@")
-    scheme = _SCHEME.match(head)
-    shown = (f"{scheme[0] if scheme else ''}…@{tail}") if mark else text
-    return ascii(shown[:160])
+    return ascii(without_user(text)[:160]).replace("\\u2026", "…")
