@@ -14,10 +14,10 @@ from sluice.cluster.documents import dump_document, parse_document
 from sluice.cluster.layout import NodeLayout, NodeSecrets
 from sluice.errors import ConfigInvalid
 
-HOSTILE = (
+HOSTILE: tuple[object, ...] = (
     'a"\nb = "c', "a\nglobal\n  daemon", "$(touch /tmp/x)", "`id`", "../../etc/passwd", "/etc/../shadow", "a b", "a\tb",
     "'", "a#b", "a;b", "%[env(HOME)]", "${HOME}", "a\\b", "a\0b", "\u2028", "é", "]", "[[host]]", "- a: b", "{}", "*",
-    "&a", "", "a" * 5000,
+    "&a", "", "a" * 5000, "a\n", "a\r", " a", "a ", "\ta", "a\x1f", "a\x85", None, True, 1.5, [], {},
 )  # fmt: skip
 # Where a layout has text. Quotes, white space and control characters have no meaning in any of these.
 TEXTS = (
@@ -29,6 +29,8 @@ TEXTS = (
     ("paths", "containers"), ("paths", "balancer"), ("paths", "static_pods"), ("paths", "kubelet_credentials"),
     ("paths", "kubelet_plugins"), ("paths", "secrets"),
 )  # fmt: skip
+# Where none is as good as nothing written.
+OPTIONAL = (("registries", 0, "remote", "authorities"), ("upstream", "authorities"), ("balancer_image",))
 FULL = node_layout(
     upstream={"address": "https://up.example/team", "authorities": authority()[0]},
     registries=[{"name": "docker.io", "remote": {"address": "hub.example", "authorities": authority()[0]}}],
@@ -37,8 +39,8 @@ FULL = node_layout(
 )
 
 
-def replaced(document: dict[str, Any], place: tuple[str | int, ...], value: str) -> dict[str, Any]:
-    """A copy of the document with another text at one place."""
+def replaced(document: dict[str, Any], place: tuple[str | int, ...], value: object) -> dict[str, Any]:
+    """A copy of the document with another value at one place."""
     copy = json.loads(json.dumps(document))
     inner: Any = copy
     for key in place[:-1]:
@@ -50,11 +52,45 @@ def replaced(document: dict[str, Any], place: tuple[str | int, ...], value: str)
 @pytest.mark.parametrize("place", TEXTS, ids=lambda place: ".".join(map(str, place)))
 def test_what_means_more_than_itself_is_refused(place: tuple[str | int, ...]) -> None:
     """Every string of a layout refuses what TOML, YAML, HAProxy, a shell or a path could read as something else, and
-    the error names the field."""
+    what is no text or would have to be trimmed; the error names the field."""
     document = FULL.model_dump(mode="json")
     for text in HOSTILE:
+        if text is None and place in OPTIONAL:
+            continue
         with pytest.raises(ConfigInvalid, match=r"^layout\.json: " + r"\.".join(map(str, place))):
             parse_document(NodeLayout, json.dumps(replaced(document, place, text)).encode(), "layout.json")
+
+
+@pytest.mark.parametrize("place", TEXTS, ids=lambda place: ".".join(map(str, place)))
+def test_white_space_around_a_good_value_is_refused(place: tuple[str | int, ...]) -> None:
+    """It is not taken off: what is written is what is rendered. Around PEM it means nothing, and is written anew."""
+    document = FULL.model_dump(mode="json")
+    good = dict(leaves(document, ()))[place]
+    if place[-1] == "authorities":
+        return
+    for text in (f"{good}\n", f"{good}\r", f"{good} ", f" {good}", f"\t{good}", f"\ufeff{good}"):
+        with pytest.raises(ConfigInvalid, match=r"^layout\.json: " + r"\.".join(map(str, place))):
+            parse_document(NodeLayout, json.dumps(replaced(document, place, text)).encode(), "layout.json")
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"address:", "upstream.address (None) is empty: write it, or leave out the key"),
+        (b"address: true", "upstream.address (True) is not text: put it in quotes"),
+        (b"address: 1.5", "upstream.address (1.5) is not text: put it in quotes"),
+        (b"address: {a: b}", "upstream.address ({'a': …}) is not text: put it in quotes"),
+        (
+            b'address: "a\\n"',
+            "upstream.address ('a\\n') has white space around it or control characters: leave them out",
+        ),
+    ],
+)
+def test_what_is_no_text_is_named_with_its_remedy(raw: bytes, said: str) -> None:
+    """Nothing is turned into text: an empty key would be a host called none."""
+    with pytest.raises(ConfigInvalid) as caught:
+        parse_document(NodeLayout, b"version: 1\nnode: a\nmode: direct\nupstream:\n  " + raw, "layout")
+    assert f"layout: {said}" == caught.value.message
 
 
 def test_every_text_of_a_layout_is_tried() -> None:

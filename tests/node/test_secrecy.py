@@ -79,7 +79,7 @@ def test_the_validator_itself_shows_no_secret() -> None:
         ({"balancer_image": f"https://bob:{SECRET}@r.example/x"}, "balancer_image ('https://…@r.example/x') is no im"),
         ({"upstream": {"address": "r.example", "passwd": SECRET}}, "upstream.passwd is not a known key: leave it out"),
         ({f"https://bob:{SECRET}@r.example": 1}, "https://…@r.example is not a known key: leave it out"),
-        ({"virtual": f"{KEY}"}, "virtual ('-----BEGIN …') is not an address"),
+        ({"virtual": f"{KEY}"}, "virtual ('-----BEGIN …') has white space around it"),
     ],
 )
 def test_a_layout_is_explained_without_a_password(changes: dict[str, object], said: str, tmp_path: Path) -> None:

@@ -349,3 +349,36 @@ def test_bad_addresses(address: str) -> None:
     """What is not host:port with a usable port is refused."""
     with pytest.raises(ValueError, match=r"^(is not an address|has no IPv6)"):
         split_address(address)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("upstream: {address: true}", "upstream.address is True (file {file}): is not text: put it in quotes"),
+        ('upstream: "r.example\\n"', r"upstream.address is 'r.example\n' (file {file}): has white space around it or"),
+        ('upstream: {mirrors: ["a ", b]}', "upstream.mirrors is ['a ', 'b'] (file {file}): has white space around it"),
+        ("upstream: {mirrors: [1.5]}", "upstream.mirrors is [1.5] (file {file}): is not text: put it in quotes"),
+        ('upstream: {user: "a\\r"}', r"upstream.user is 'a\r' (file {file}): has white space around it or control"),
+        ("upstream: {user: 1.5}", "upstream.user is 1.5 (file {file}): is not text: put it in quotes"),
+        ('upstream: {credential_program: "p\\n"}', r"upstream.credential_program is 'p\n' (file {file}): has white sp"),
+        ('upstream: {proxy: "http://a\\u2100"}', r"upstream.proxy is 'http://a\u2100' (file {file}): is not a proxy's"),
+        ('upstream: {no_proxy: ["a\\n"]}', r"upstream.no_proxy is ['a\n'] (file {file}): has a name with white space"),
+        ("tls: {names: a b}", "tls.names is 'a b' (file {file}): has a name with white space: leave it out, and put"),
+        ('data: "/d\\n"', r"data is '/d\n' (file {file}): has white space around it or control characters: leave them"),
+        ("data: 1.5", "data is 1.5 (file {file}): "),
+        ('access: {service: "a\\u0001"}', r"access.service is 'a\x01' (file {file}): has characters that break a head"),
+        ('access: {realm: "https://a\\u0001"}', r"access.realm is 'https://a\x01' (file {file}): is not a URL"),
+        ("registries: {1.5: x}", "registries is {{1.5: …}} (file {file}): is not text: put it in quotes"),
+        ("registries: {null: x}", "registries is {{None: …}} (file {file}): is empty: write it"),
+        ('registries: {"a\\n": x}', r"registries is {{'a\n': …}} (file {file}): has white space around it or control"),
+        ('registries: {"\\u212a.example": x}', r"registries is {{'\u212a.example': …}} (file {file}): has '"),
+    ],
+)
+def test_text_is_taken_as_it_stands_or_refused(text: str, message: str, tmp_path: Path) -> None:
+    """Nothing is turned into text and nothing is taken off."""
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigInvalid) as caught:
+        load_config(file, {}, {})
+    expected = message.format(file=file)
+    assert expected == caught.value.message[: len(expected)]

@@ -16,7 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from pydantic import BeforeValidator
 
-from sluice.config.values import read_registry_name, split_address
+from sluice.config.values import read_line, read_registry_name, split_address
 
 NAME_LENGTH_MAX = 253  # RFC 1123 section 2.1; also of host:port, which becomes a directory's name of one more
 PATH_LENGTH_MAX = 1024
@@ -34,7 +34,7 @@ _IMAGE = re.compile(r"[a-z0-9]([A-Za-z0-9._/:@-]{0,510}[A-Za-z0-9])?", re.ASCII)
 
 def read_node_name(value: object) -> str:
     """A DNS name in lower case. Raises ValueError with the remedy."""
-    text = str(value)
+    text = read_line(value)
     if len(text) > NAME_LENGTH_MAX or _LABELS.fullmatch(text) is None:
         raise ValueError("is no node's name: write a DNS name in lower case, for example worker-1")
     return text
@@ -42,8 +42,9 @@ def read_node_name(value: object) -> str:
 
 def read_ip(value: object) -> str:
     """An IPv4 or IPv6 address that a peer can be reached at, in its usual form. Raises ValueError with the remedy."""
+    text = read_line(value)
     try:
-        address = ipaddress.ip_address(str(value))
+        address = ipaddress.ip_address(text)
     except ValueError:
         raise ValueError("is no IP address: write for example 10.0.0.11 or 2001:db8::11") from None
     if address.is_unspecified or address.is_multicast or getattr(address, "scope_id", None) is not None:
@@ -53,7 +54,7 @@ def read_ip(value: object) -> str:
 
 def read_virtual(value: object) -> str:
     """``host:port`` with a host that is a DNS name: what images are called by. Raises ValueError with the remedy."""
-    text = str(value)
+    text = read_line(value)
     host, _ = split_address(text)
     if len(text) > NAME_LENGTH_MAX:
         raise ValueError(f"has more than {NAME_LENGTH_MAX} characters: write for example registry.sluice.internal:5001")
@@ -73,7 +74,7 @@ def can_name(runtime: str, host: str) -> bool:
 
 def read_path(value: object) -> str:
     """An absolute path of plain characters. Raises ValueError with the remedy."""
-    text = str(value)
+    text = read_line(value)
     plain = len(text) <= PATH_LENGTH_MAX and _PATH.fullmatch(text) is not None
     parts = text.split("/")
     if not plain or {".", ".."} & set(parts):
@@ -93,7 +94,7 @@ def read_mirrored(value: object) -> str:
 
 def read_image(value: object) -> str:
     """An image's reference. Raises ValueError with the remedy."""
-    text = str(value)
+    text = read_line(value)
     if _IMAGE.fullmatch(text) is None or "//" in text or ".." in text:
         raise ValueError("is no image: write for example registry.sluice.internal:5001/sluice:1.0")
     return text

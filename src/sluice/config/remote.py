@@ -12,6 +12,7 @@ from sluice.config.values import (
     Count,
     FilePath,
     Kind,
+    Line,
     Names,
     Seconds,
     Size,
@@ -23,6 +24,7 @@ from sluice.config.values import (
 
 DOCKER_HUB = "docker.io"
 DOCKER_HUB_HOST = "registry-1.docker.io"
+UserName = Annotated[Line, Field(min_length=1, max_length=256)]
 
 
 class UpstreamConfig(Section):
@@ -34,19 +36,15 @@ class UpstreamConfig(Section):
         default=None,
         description="where it is, `[http://|https://]host[:port][/path]`; HTTPS where no scheme is given",
     )
-    user: str | None = Field(
-        default=None, min_length=1, max_length=256, description="user name; needs `password_file` beside it"
-    )
+    user: UserName | None = Field(default=None, description="user name; needs `password_file` beside it")
     password_file: FilePath | None = Field(
         default=None, description="file whose first line is the password of `user`; read again when it changes"
     )
     docker_config: FilePath | None = Field(
         default=None, description="`config.json` of docker or podman with the credentials; read again when it changes"
     )
-    credential_program: str | None = Field(
+    credential_program: Annotated[Line, Field(min_length=1, max_length=4096)] | None = Field(
         default=None,
-        min_length=1,
-        max_length=4096,
         description="program that knows the credentials, with the protocol of `docker-credential-*`",
     )
     ca: FilePath | None = Field(
@@ -65,8 +63,8 @@ class UpstreamConfig(Section):
     mirrors: Upstreams = Field(
         default=(), description="addresses of registries with the same content, asked in order when it fails"
     )
-    mirror_user: str | None = Field(
-        default=None, min_length=1, max_length=256, description="user name at the mirrors; needs `mirror_password_file`"
+    mirror_user: UserName | None = Field(
+        default=None, description="user name at the mirrors; needs `mirror_password_file`"
     )
     mirror_password_file: FilePath | None = Field(
         default=None, description="file whose first line is the password of `mirror_user`"
@@ -120,8 +118,8 @@ def read_registries(value: object) -> object:
     Raises ValueError with the remedy.
     """
     if isinstance(value, str):
-        parts = [part.strip().partition("=") for part in value.split(",") if part.strip()]
-        value = {name.strip(): address.strip() or None for name, _, address in parts}
+        parts = [part.strip(" ").partition("=") for part in value.split(",") if part.strip(" ")]
+        value = {name.strip(" "): address.strip(" ") or None for name, _, address in parts}
     if value is None:
         return {}
     if not isinstance(value, Mapping):

@@ -58,7 +58,11 @@ class AccessConfig(Section):
         default="bearer", description="ask for a token (`bearer`) or for name and password on each request (`basic`)"
     )
     service: str = Field(
-        default="sluice", min_length=1, max_length=256, pattern=r'^[^\s"\\]+$', description="service name in tokens"
+        default="sluice",
+        min_length=1,
+        max_length=256,
+        pattern=r'^[^\s"\\\x00-\x1f\x7f]+$',
+        description="service name in tokens",
     )
     realm: Annotated[str | None, BeforeValidator(read_realm)] = Field(
         default=None,

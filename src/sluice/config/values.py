@@ -23,6 +23,7 @@ from sluice.wire.address import read_upstream
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 _SIZE_UNITS = {"": 1, "B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB, "TIB": 1024**4}
 _SIZE_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -31,6 +32,18 @@ class Kind:
     """What a value looks like, in one word; chooses the wording in flags and in the manual."""
 
     name: str
+
+
+def read_line(value: object) -> str:
+    """Text as it stands: what would have to be turned into text or trimmed is refused. Raises ValueError with the
+    remedy."""
+    if value is None:
+        raise ValueError("is empty: write it, or leave out the key")
+    if not isinstance(value, str):
+        raise ValueError("is not text: put it in quotes")  # noqa: TRY004 - pydantic collects ValueError
+    if value != value.strip() or _CONTROL.search(value):
+        raise ValueError("has white space around it or control characters: leave them out")
+    return value
 
 
 def parse_size(value: object) -> int:
@@ -97,23 +110,31 @@ def _count(value: object) -> object:
 def _path(value: object) -> object:
     if value == "" or (isinstance(value, str) and "\0" in value):
         raise ValueError("is not a path: name a file or directory")
-    return value
+    return read_line(value) if isinstance(value, str) else value
+
+
+def _parts(value: object) -> object:
+    """A list as it is, or from its parts between commas, which may have spaces around them."""
+    return [part.strip(" ") for part in value.split(",") if part.strip(" ")] if isinstance(value, str) else value
 
 
 def _names(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    names = _parts(value)
+    if isinstance(names, list | tuple) and any(isinstance(name, str) and re.search(r"\s", name) for name in names):
+        raise ValueError("has a name with white space: leave it out, and put commas between names")
+    return names
 
 
 def read_realm(value: object) -> object:
     """Let a URL pass that fits into a quoted string (RFC 9110 section 5.6.4). Raises ValueError with the remedy."""
-    if value is not None and not re.fullmatch(r"https?://[^\s\"\\]+", str(value)):
+    if value is not None and not re.fullmatch(r"https?://[^\s\"\\\x00-\x1f\x7f]+", str(value)):
         raise ValueError("is not a URL: write for example https://registry.example:5001/token")
     return value
 
 
 def read_proxy(value: object) -> object:
     """Let the URL of a proxy pass. Raises ValueError with the remedy."""
-    if value is not None and not re.fullmatch(r"(https?|socks5h?)://[^\s/]+/?", str(value)):
+    if value is not None and not re.fullmatch(r"(https?|socks5h?)://[!-.0-~]+/?", str(value)):
         raise ValueError("is not a proxy's URL: write for example http://proxy.example:3128 or socks5://127.0.0.1:1080")
     return value
 
@@ -123,25 +144,30 @@ def read_registry_name(value: object) -> str:
 
     Raises ValueError with the remedy.
     """
-    name = str(value).lower()
+    name = read_line(value).lower()
     host, colon, port = name.partition(":")
     try:
         parse_repository(name.replace(":", "_"))
     except NameInvalid:
         host = ""
-    if not host or "/" in name or (colon and not (port.isdigit() and 1 <= int(port) <= 65535)):
+    if (
+        not host
+        or not str(value).isascii()
+        or "/" in name
+        or (colon and not (port.isdigit() and 1 <= int(port) <= 65535))
+    ):
         raise ValueError(f"has {shown(name)}, which is no registry's name: write host or host:port, as in docker.io")
     return name
 
 
 def _upstream(value: object) -> str:
-    text = str(value).strip()
+    text = read_line(value)
     read_upstream(text)
     return text
 
 
 def _upstreams(value: object) -> object:
-    names = _names(value)
+    names = _parts(value)
     return [_upstream(name) for name in names] if isinstance(names, list | tuple) else names
 
 
@@ -151,6 +177,7 @@ WholeSeconds = Annotated[int, BeforeValidator(parse_duration), Kind("duration")]
 Address = Annotated[str, BeforeValidator(_address), Kind("address")]
 Count = Annotated[int, BeforeValidator(_count), Kind("count")]
 FilePath = Annotated[Path, BeforeValidator(_path), Kind("path")]
+Line = Annotated[str, BeforeValidator(read_line)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Kind("list")]
 Upstream = Annotated[str, BeforeValidator(_upstream), Kind("upstream")]
 Upstreams = Annotated[tuple[str, ...], BeforeValidator(_upstreams), Kind("list")]

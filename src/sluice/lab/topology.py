@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sluice.cluster.layout import BALANCER_PORT, REPLICA_PORT
+from sluice.config.remote import UserName
 from sluice.config.section import Section, conflict
 from sluice.config.values import Count, FilePath, Upstream
 from sluice.errors import ConfigInvalid
@@ -38,7 +39,7 @@ class Outside(Section):
     """A registry outside of the laboratory, which is reached through a relay; by TLS alone, which passes it unseen."""
 
     address: Upstream
-    user: Annotated[str | None, Field(min_length=1, max_length=256)] = None
+    user: UserName | None = None
     password_file: FilePath | None = None
     ca: FilePath | None = None
 

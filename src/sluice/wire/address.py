@@ -74,7 +74,7 @@ def parse_upstream(text: str, field: str = "upstream") -> UpstreamAddress:
     Raises ConfigInvalid, which names ``field``, the value and the remedy.
     """
     try:
-        return read_upstream(text.strip())
+        return read_upstream(text)
     except ValueError as error:
         raise ConfigInvalid(f"{field} is {_shown(text)}, which {error}") from None
 
@@ -86,6 +86,8 @@ def read_upstream(text: str) -> UpstreamAddress:
     """
     if len(text) > ADDRESS_LENGTH_MAX:
         raise ValueError(f"has more than {ADDRESS_LENGTH_MAX} characters: {_EXAMPLE}")
+    if text != text.strip():
+        raise ValueError("has white space around it: leave it out")
     found = _SCHEME.match(text)
     scheme = found[1].lower() if found else "https"
     if scheme not in DEFAULT_PORTS:
@@ -116,7 +118,7 @@ def _split(authority: str) -> tuple[str, int | None]:
     host, colon, port = authority.partition(":")
     if ":" in port:
         raise ValueError("has more than one colon: write IPv6 in brackets, for example [2001:db8::1]:5000")
-    return _host(host.lower()), _port(port) if colon else None
+    return _host(host), _port(port) if colon else None
 
 
 def _ipv6(text: str) -> str:
@@ -129,10 +131,11 @@ def _ipv6(text: str) -> str:
     return str(address)
 
 
-def _host(host: str) -> str:
+def _host(text: str) -> str:
+    host = text.lower()
     if not host:
         raise ValueError(f"names no host: {_EXAMPLE}")
-    if len(host) > HOST_LENGTH_MAX or _HOST.fullmatch(host) is None:
+    if len(host) > HOST_LENGTH_MAX or not text.isascii() or _HOST.fullmatch(host) is None:
         raise ValueError("has a host that is neither a DNS name nor an IP address (other scripts: as xn--…)")
     if host.rpartition(".")[2].isdigit():
         try:
