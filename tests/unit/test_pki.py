@@ -316,7 +316,7 @@ def _given(tmp_path: Path, case: str) -> tuple[Path, Path, datetime]:
         ("encrypted", r"tls\.key .*without a passphrase"),
         ("certificate absent", r"tls\.certificate .*absent"),
         ("key absent", r"tls\.key .*absent"),
-        ("certificate a directory", "Is a directory"),
+        ("certificate a directory", "is a directory: name a regular file"),
         ("other key", r"tls\.key .*not the key"),
         ("over", r"tls\.certificate .*expired"),
         ("too early", r"tls\.certificate .*clock"),

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sluice.config.document import parse_either
+from sluice.config.reading import PIPE_S
 from sluice.config.section import PrivateSection
 from sluice.config.shown import shown, shown_key
 from sluice.errors import ConfigInvalid
@@ -46,8 +47,8 @@ def validate_document(model: type[Document], value: object, name: str) -> Docume
 
 
 def load_document(model: type[Document], path: Path) -> Document:
-    """From a file; raises ConfigInvalid, also where there is none."""
-    raw = read_bounded(path, DOCUMENT_BYTES_MAX)
+    """From a file, or a pipe that soon ends; raises ConfigInvalid, also where there is none."""
+    raw = read_bounded(path, DOCUMENT_BYTES_MAX, pipe_s=PIPE_S)
     if raw is None:
         raise ConfigInvalid(f"{path} does not exist: name the file with the {model.__name__}")
     return parse_document(model, raw, str(path))

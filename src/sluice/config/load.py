@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sluice.config.document import parse_yaml
+from sluice.config.reading import PIPE_S, read_named
 from sluice.config.schema import LEAVES, VARIABLE_PREFIX, RegistryConfig
 from sluice.config.shown import shown, shown_key
 from sluice.errors import ConfigInvalid
@@ -107,13 +108,15 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
 
 def _read_file(path: Path) -> Iterator[tuple[str, object]]:
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(CONFIG_FILE_BYTES + 1)
-        if len(raw) > CONFIG_FILE_BYTES:
-            raise ConfigInvalid(f"config file {path} is larger than {CONFIG_FILE_BYTES} bytes: name the right file")
-        document = parse_yaml(raw)
+        raw = read_named(path, CONFIG_FILE_BYTES, pipe_s=PIPE_S)
     except OSError as error:
         raise ConfigInvalid(f"config file {path} cannot be read: {error.strerror}; name a readable file") from error
+    except ConfigInvalid as error:
+        raise ConfigInvalid(f"config file {error.message}") from None
+    if len(raw) > CONFIG_FILE_BYTES:
+        raise ConfigInvalid(f"config file {path} is larger than {CONFIG_FILE_BYTES} bytes: name the right file")
+    try:
+        document = parse_yaml(raw)
     except ValueError as error:
         raise ConfigInvalid(f"config file {path} is not YAML: {error}") from None
     yield from _flatten({} if document is None else document, path, "")

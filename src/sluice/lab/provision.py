@@ -17,6 +17,7 @@ from sluice.cluster.documents import validate_document
 from sluice.cluster.layout import REPLICA_PORT, Login
 from sluice.cluster.values import read_certificates
 from sluice.config import RegistryConfig
+from sluice.config.reading import PIPE_S
 from sluice.errors import ConfigInvalid
 from sluice.lab.credentials import TLS_FOLDER, cluster_pki, hand_to_node, hand_to_replica, tls_files
 from sluice.lab.layouts import node_layout, upstream_address
@@ -74,7 +75,11 @@ def _login(topology: Topology) -> Login | None:
     """A user of the upstream: the one that was given, or one that is made; None where nobody is asked for one."""
     outside = topology.shape.outside
     if outside is not None and outside.user is not None and outside.password_file is not None:
-        lines = (read_bounded(outside.password_file, PEM_BYTES_MAX) or b"").decode("utf-8", "replace").splitlines()
+        lines = (
+            (read_bounded(outside.password_file, PEM_BYTES_MAX, pipe_s=PIPE_S) or b"")
+            .decode("utf-8", "replace")
+            .splitlines()
+        )
         return validate_document(
             Login, {"user": outside.user, "password": lines[0] if lines else ""}, str(outside.password_file)
         )
@@ -94,7 +99,7 @@ def _upstream_ca(topology: Topology, authority: Authority) -> str | None:
         return authority.path.read_text(encoding="ascii")
     if outside.ca is None:
         return None
-    pem = read_bounded(outside.ca, PEM_BYTES_MAX)
+    pem = read_bounded(outside.ca, PEM_BYTES_MAX, pipe_s=PIPE_S)
     if pem is None:
         raise ConfigInvalid(f"outside.ca {outside.ca} does not exist: name the PEM file with the upstream's CA")
     try:

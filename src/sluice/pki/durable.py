@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from sluice.config.reading import read_named
 from sluice.errors import ConfigInvalid, SluiceError, StorageFull
 
 PRIVATE_MODE = 0o600
@@ -40,12 +41,14 @@ def create_durably(path: Path, content: bytes, *, mode: int = PRIVATE_MODE) -> b
         return True
 
 
-def read_bounded(path: Path, bytes_max: int) -> bytes | None:
-    """The content, or None where there is no such file. Raises ConfigInvalid when unreadable or over ``bytes_max``."""
+def read_bounded(path: Path, bytes_max: int, *, pipe_s: float = 0) -> bytes | None:
+    """The content, or None where there is no such file. Raises ConfigInvalid when unreadable or over ``bytes_max``.
+
+    ``pipe_s`` is for what a person names, and may be a pipe (``read_named``).
+    """
     with errors_named(path, "read"):
         try:
-            with path.open("rb") as file:
-                content = file.read(bytes_max + 1)
+            content = read_named(path, bytes_max, pipe_s=pipe_s)
         except FileNotFoundError:
             return None
     if len(content) > bytes_max:
