@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -111,9 +112,7 @@ class LabDirectory:
 
     def remove(self) -> None:
         """``clear``, and then the directory with those above it that were made for it, as far as they are empty."""
-        created = self._created
-        with contextlib.suppress(ConfigInvalid):
-            created = self.load().created
+        created = self._created_before() or self._created
         self.clear()
         (self.path / LOCK_NAME).unlink(missing_ok=True)
         for directory in (self.path, *map(Path, created)):
@@ -128,10 +127,9 @@ class LabDirectory:
         """
         self._require_usable()
         self._created = tuple(str(one) for one in self.path.parents if not one.exists())
-        with contextlib.suppress(ConfigInvalid):
-            self._created += self.load().created
+        self._created += self._created_before()
         make_directory(self.path)
-        with (self.path / LOCK_NAME).open("ab") as lock:
+        with (self.path / LOCK_NAME).open("a+b") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -139,7 +137,21 @@ class LabDirectory:
                     f"another command works on the laboratory in {self.path}: wait for it, or end it with Ctrl-C; "
                     "sluice lab down --force takes everything away from under it"
                 ) from None
+            lock.truncate(0)
+            lock.write(json.dumps(self._created).encode())
+            lock.flush()
             yield
+
+    def _created_before(self) -> tuple[str, ...]:
+        """The directories that were made for the laboratory which is there: by its document, or where that is lost, by
+        what the lock's file says of them."""
+        with contextlib.suppress(ConfigInvalid):
+            return self.load().created
+        with contextlib.suppress(OSError, ValueError):
+            noted = json.loads((self.path / LOCK_NAME).read_bytes())
+            above = [str(one) for one in self.path.parents]
+            return tuple(one for one in noted if one in above) if isinstance(noted, list) else ()
+        return ()
 
     def _require_usable(self) -> None:
         if str(self.path).startswith(HIDDEN):
