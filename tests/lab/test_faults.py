@@ -33,6 +33,7 @@ DIAL_S = 30.0
 SLACK_S = 2.0
 """What a machine that is busy with other tests may add."""
 REWRITES = 1000
+LEAST_PULLS = 20
 TRIES = 3
 """How often a quick machine may be through with a layer first."""
 REWRITE_S = 200.0
@@ -220,17 +221,24 @@ def answers(scene: LabScene, image: Published) -> list[Sending]:
 
 
 def test_pulls_while_hosts_toml_is_rewritten(scene: LabScene) -> None:
-    """A thousand applies that turn the order of the sources around: not one of the pulls beside them fails."""
+    """Beside applies that turn the order of the sources around, a thousand at a time until twenty pulls have ended on
+    that node, not one pull fails. A thousand take 6 s alone on two cores, with 60 pulls beside them: each pull meets
+    some 17 rewrites, and how many of those fall between its two readings of the file is left to chance. CA files keep
+    their content here, so nothing is said about them (``test_lab_rotation``)."""
     node, image = "worker-2", fresh(scene, SMALL)
     machine = scene.lab.topology.node(node)
     faults.kill(scene.lab, f"{node}/agent")
     documents = [f"{machine.home}/{name}" for name in (LAYOUT_NAME, SECRETS_NAME)]
     program = [sys.executable, "-c", REWRITE, *documents, str(REWRITES)]
+    deadline = time.monotonic() + REWRITE_S
     with pulling(scene, image.reference, node) as pulls:
-        before = pulls.done
-        said = scene.lab.ground.run(program, machine, REWRITE_S)
-        assert pulls.done - before > 1
-    assert ([], str(REWRITES)) == (pulls.failed, said.strip())
+        before, ended = pulls.done, 0
+        while ended < LEAST_PULLS:
+            assert time.monotonic() < deadline, f"{ended} pulls within {REWRITE_S:g} s"
+            said = scene.lab.ground.run(program, machine, REWRITE_S)
+            assert ([], str(REWRITES)) == (pulls.failed, said.strip())
+            ended = pulls.done - before
+    assert pulls.failed == []
 
 
 def test_all_replicas_cut_off(cut_off: Future[float]) -> None:
