@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from hashlib import sha256
 
 import pytest
 
 from lab.commands import Place, raised, wait_until
 from lab.isolated import needs_lab
 from sluice.lab.faults import FAULTS
+from sluice.lab.laboratory import VIRTUAL
 from sluice.lab.mounts import data_of
 from sluice.lab.topology import PUBLIC_PORT
 
 pytestmark = needs_lab
 PARTS = ("upstream", "cp-1/replica", "worker-1/containerd", "worker-1/balancer", "worker-1/agent")
 CUT_S = 2.0
+HELLO = f"docker://{VIRTUAL}/lab/hello:1"
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +132,37 @@ def test_corrupted_blob(place: Place) -> None:
 
 
 def test_whole_machine(place: Place) -> None:
+    assert max(map(len, before.values())) == len(before[changed[0]])
     """Killing a machine kills every part of it; healing everything brings them all back."""
     do(place, "kill", "worker-1")
     found = states(place)
+def test_corrupted_again_and_again(place: Place) -> None:
+    """Each time another blob is damaged and none is healed, until no whole one is left, which is refused."""
+    assert place.call("pull", "worker-1", "lab/hello:1").code == 0
+    lab = place.open()
+    contents = lab.ground.inside(data_of(lab.topology.control_planes[0])) / "content"
+    blobs = {path: path.read_bytes() for path in contents.rglob("*") if path.is_file()}
+    struck = [do(place, "corrupt", "cp-1").partition("sha256:")[2].split()[0] for _ in blobs]
+    damaged = [path.name for path in blobs if sha256(path.read_bytes()).hexdigest() != path.name]
+    names = sorted(path.name for path in blobs)
+    assert [names, names] == [sorted(struck), sorted(damaged)]
+    again = place.call("fault", "corrupt", "cp-1")
+    assert (1, True) == (again.code, "is damaged already: sluice lab exec cp-1 -- sluice fsck --repair" in again.err)
+    for path, content in blobs.items():
+        path.write_bytes(content)
+
+
+def test_corrupted_and_repaired(place: Place) -> None:
+    """``fsck --repair`` on the machine puts damaged blobs away, and who asks for them next has them fetched anew."""
+    assert place.call("pull", "worker-1", "lab/hello:1").code == 0
+    struck = {do(place, "corrupt", "cp-1").partition("sha256:")[2].split()[0] for _ in range(2)}
+    repaired = place.call("exec", "cp-1", "--", "sluice", "fsck", "--repair")
+    assert (1, True) == (repaired.code, all(f"damaged: sha256:{name}" in repaired.out for name in struck))
+    assert place.call("exec", "worker-1", "--", "skopeo", "copy", "-q", HELLO, "dir:/run/hello").code == 0
+    checked = place.call("exec", "cp-1", "--", "sluice", "fsck")
+    assert (0, True) == (checked.code, "everything is whole" in checked.out)
+
+
     assert {"stopped"} == {state for part, state in found.items() if part.startswith("worker-1/")}
     assert {"ready"} == {state for part, state in found.items() if not part.startswith("worker-1/")}
     do(place, "heal", "all")

@@ -201,7 +201,7 @@ def fault(fault: str, target: str, directory: Path, output: str) -> None:
     \b
     kill, freeze, thaw   a part (cp-1/replica, worker-1/balancer, upstream) or a machine (cp-1: all of its parts)
     cut                  a machine's link: packets vanish in both directions
-    fill-disk, corrupt   a replica's disk (cp-1): no room; a bit of its largest blob flipped
+    fill-disk, corrupt   a replica's disk (cp-1): no room; a bit of its largest whole blob flipped
     heal                 a part, a machine, or all: started, thawed, linked, with room, and waited for
     """
     done = FAULTS[fault](open_laboratory(directory), target)

@@ -6,6 +6,7 @@ Nothing is remembered: whether a part is dead or frozen, a link cut or a disk fu
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import time
@@ -79,15 +80,21 @@ def fill_disk(lab: Laboratory, target: str) -> str:
 
 
 def corrupt(lab: Laboratory, target: str) -> str:
-    """Flip a bit in the middle of the largest blob on a replica's disk. Raises ConfigInvalid, Unavailable."""
+    """Flip a bit in the middle of the largest whole blob on a replica's disk. Raises ConfigInvalid, Unavailable.
+
+    One that is damaged already is passed over: the same bit flipped again would heal it.
+    """
     machine = _replica(lab, target)
     contents = lab.ground.inside(data_of(machine)) / "content"
-    blobs = [one for one in contents.rglob("*") if one.is_file()]
+    blobs = sorted((one for one in contents.rglob("*") if one.is_file()), key=_by_size, reverse=True)
     if not blobs:
         raise Unavailable(f"{machine.name}/replica holds no blob: pull an image through it first")
-    largest = max(blobs, key=_by_size)
-    flip_bit(largest)
-    return f"{machine.name}/replica: a bit of sha256:{largest.name} flipped"
+    victim = next((one for one in blobs if _is_whole(one)), None)
+    if victim is None:
+        repair = f"sluice lab exec {machine.name} -- sluice fsck --repair"
+        raise Unavailable(f"every blob of {machine.name}/replica is damaged already: {repair} puts them away")
+    flip_bit(victim)
+    return f"{machine.name}/replica: a bit of sha256:{victim.name} flipped"
 
 
 def flip_bit(path: Path) -> None:
@@ -98,6 +105,12 @@ def flip_bit(path: Path) -> None:
         byte = file.read(1)[0]
         file.seek(middle)
         file.write(bytes([byte ^ 1]))
+
+
+def _is_whole(blob: Path) -> bool:
+    """A blob's file is called by its digest."""
+    with blob.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == blob.name
 
 
 def heal(lab: Laboratory, target: str) -> str:
