@@ -92,6 +92,9 @@ def test_cut_and_healed(place: Place) -> None:
         notes = {one.part: one.note for one in lab.status()}
         assert notes["cp-1/replica"] == "link cut"
         assert notes["worker-1/containerd"] == ""
+        wells = {one.part: one.is_well for one in lab.status()}
+        assert [True, False, False] == [wells[part] for part in ("upstream", "cp-1/replica", "cp-1/containerd")]
+        assert place.call("status").code == 1
     finally:
         assert "link of cp-1 healed" in do(place, "heal", "cp-1")
     lab.ground.connect(worker, (control_plane.address, PUBLIC_PORT), CUT_S).close()
@@ -107,6 +110,7 @@ def test_full_disk_and_room_again(place: Place) -> None:
         with pytest.raises(OSError, match="No space left"):
             (data / "more").write_bytes(bytes(1 << 20))
         assert "disk full" in {one.part: one.note for one in lab.status()}["cp-1/replica"]
+        assert place.call("status").code == 1
         assert place.call("exec", "worker-1", "curl", "-sSf", "http://127.0.0.1:5001/v2/").code == 0
         assert place.call("pull", "worker-1", "lab/hello:1").code == 0
     finally:
@@ -128,14 +132,10 @@ def test_corrupted_blob(place: Place) -> None:
     assert [path.name for path in changed] == [done.partition("sha256:")[2].split()[0]]
     flipped = int.from_bytes(before[changed[0]], "big") ^ int.from_bytes(after[changed[0]], "big")
     assert (1, len(before[changed[0]])) == (flipped.bit_count(), len(after[changed[0]]))
+    assert max(map(len, before.values())) == len(before[changed[0]])
     changed[0].write_bytes(before[changed[0]])
 
 
-def test_whole_machine(place: Place) -> None:
-    assert max(map(len, before.values())) == len(before[changed[0]])
-    """Killing a machine kills every part of it; healing everything brings them all back."""
-    do(place, "kill", "worker-1")
-    found = states(place)
 def test_corrupted_again_and_again(place: Place) -> None:
     """Each time another blob is damaged and none is healed, until no whole one is left, which is refused."""
     assert place.call("pull", "worker-1", "lab/hello:1").code == 0
@@ -163,6 +163,10 @@ def test_corrupted_and_repaired(place: Place) -> None:
     assert (0, True) == (checked.code, "everything is whole" in checked.out)
 
 
+def test_whole_machine(place: Place) -> None:
+    """Killing a machine kills every part of it; healing everything brings them all back."""
+    do(place, "kill", "worker-1")
+    found = states(place)
     assert {"stopped"} == {state for part, state in found.items() if part.startswith("worker-1/")}
     assert {"ready"} == {state for part, state in found.items() if not part.startswith("worker-1/")}
     do(place, "heal", "all")

@@ -114,7 +114,10 @@ def _wanted(given: dict[str, Any]) -> dict[str, object]:
 @DIRECTORY
 @OUTPUT
 def status(directory: Path, output: str) -> int:
-    """Show every part: whether it runs and answers, its process and its address. Fails where one does not answer."""
+    """Show every part: whether it runs and answers, its process and its address.
+
+    Exit code 1 while a part does not answer, a link is cut or a disk is full.
+    """
     found = open_laboratory(directory).status()
     rows: list[dict[str, object]] = [asdict(one) for one in found]
     if output == "human":
@@ -123,7 +126,7 @@ def status(directory: Path, output: str) -> int:
             for row, one in zip(rows, found, strict=True)
         ]
     show_rows(rows, ("part", "state", "pid", "address", "memory", "up", "note"), output)
-    return 0 if all(one.state == "ready" for one in found) else STOPPED_BADLY
+    return 0 if all(one.is_well for one in found) else STOPPED_BADLY
 
 
 @lab.command()

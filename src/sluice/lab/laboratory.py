@@ -47,6 +47,11 @@ class PartStatus:
     up_s: float
     note: str = ""
 
+    @property
+    def is_well(self) -> bool:
+        """Whether it answers, and nothing has been taken away that it works with: its machine's link, its disk."""
+        return self.state == "ready" and not self.note
+
 
 @dataclass(frozen=True, slots=True)
 class Laboratory:
