@@ -80,6 +80,25 @@ def test_exit_code_of_a_command_inside(place: Place) -> None:
 
 
 def test_processes_of_the_machine_are_not_seen_inside(place: Place) -> None:
+@pytest.mark.parametrize(
+    ("machine", "command", "said"),
+    [
+        ("worker-1", "node status", "version   1"),
+        ("worker-1", "node plan", "nothing to do"),
+        ("cp-1", "fsck", "everything is whole"),
+        ("cp-1", "tags lab/hello", "lab/hello"),
+        ("cp-1", "gc --dry-run", "would remove"),
+        ("cp-1", "cache status", "mode"),
+        ("cp-1", "user list", "pusher"),
+    ],
+)
+def test_sluice_on_a_machine(place: Place, machine: str, command: str, said: str) -> None:
+    """``sluice`` itself, told nothing, finds the layout, the secrets and the replica of the machine it is run on."""
+    assert place.call("pull", "worker-1", "lab/hello:1").code == 0
+    found = place.call("exec", machine, "--", "sluice", *command.split())
+    assert (0, True) == (found.code, said in found.out), found
+
+
     """Inside there is the laboratory alone: its first process is number 1."""
     seen = place.call("exec", "worker-1", "cat", "/proc/1/cmdline").out
     assert "sluice/lab/init.py" in seen

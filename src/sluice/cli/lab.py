@@ -22,6 +22,7 @@ from sluice.lab.images import Ballast, write_image
 from sluice.lab.laboratory import full_name, open_laboratory
 from sluice.lab.state import DEFAULT_DIRECTORY, LabDirectory
 from sluice.lab.topology import LabShape, UpstreamKind, plan_topology
+from sluice.lab.parts import command_variables
 from sluice.lab.up import raise_lab
 from sluice.oci.reference import parse_tag
 
@@ -149,16 +150,19 @@ def pull(node: str, image: str, directory: Path, output: str) -> None:
 def execute(directory: Path, node: str, command: tuple[str, ...]) -> None:
     """Run a command on a machine of the laboratory: NODE -- COMMAND …
 
-    There the virtual address leads to the control planes, and the cluster's CA is trusted.
+    There the virtual address leads to the control planes, and the cluster's CA is trusted. `sluice node …` finds the
+    machine's layout and secrets, and `sluice fsck`, `tags`, `gc` and `cache …` the configuration of its replica.
     """
     found = open_laboratory(directory)
     # After NODE click takes everything as it stands, also the -- that people put before a command.
     given = command[1:] if command[0] == "--" else command
     if not given:
         raise click.UsageError("the command is missing: NODE -- COMMAND …")
-    entered = found.ground.enter(given, found.topology.machine(node))
+    machine = found.topology.machine(node)
+    entered = found.ground.enter(given, machine)
+    variables = {**environment(found.directory.path), **command_variables(found.topology, machine)}
     sys.stdout.flush()
-    os.execvpe(entered[0], entered, environment(found.directory.path))  # noqa: S606 - the user's own command
+    os.execvpe(entered[0], entered, variables)  # noqa: S606 - the user's own command
 
 
 @lab.command()

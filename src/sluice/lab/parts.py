@@ -17,6 +17,7 @@ from pathlib import Path
 from sluice.cluster.documents import load_document
 from sluice.cluster.layout import BALANCER_PORT
 from sluice.cluster.status import NodeStatus
+from sluice.config import CONFIG_VARIABLE
 from sluice.errors import ConfigInvalid, Unavailable
 from sluice.lab.containerd import snapshotter
 from sluice.lab.containerd_config import ContainerdPlace, installed_version, render_config
@@ -83,6 +84,21 @@ def launch_of(topology: Topology, part: Part) -> Launch | None:
             documents = ("--layout", f"{home}/{LAYOUT_NAME}", "--secrets", f"{home}/{SECRETS_NAME}")
             return Launch((*SLUICE, "node", "run", *documents))
     return None
+
+
+def command_variables(topology: Topology, machine: Machine) -> dict[str, str]:
+    """What ``sluice`` finds a machine's documents by, where a user runs it there: its layout, secrets and registry."""
+    found: dict[str, str] = {}
+    if machine.is_node:
+        found |= {
+            "SLUICE_NODE_LAYOUT": f"{machine.home}/{LAYOUT_NAME}",
+            "SLUICE_NODE_SECRETS": f"{machine.home}/{SECRETS_NAME}",
+        }
+    registry = Part(machine, "replica" if machine.is_node else "upstream")
+    launch = launch_of(topology, registry) if registry in topology.parts else None
+    if launch is not None and launch.command[: len(SLUICE)] == SLUICE:
+        found[CONFIG_VARIABLE] = f"{machine.home}/{REGISTRY_NAME}"
+    return found
 
 
 def _proxy_variables(topology: Topology) -> dict[str, str]:
