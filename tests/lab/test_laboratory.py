@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lab.commands import NOTHING, Place, raised, surroundings, traces
+from lab.commands import NOTHING, SMALL, Place, raised, surroundings, traces
 from lab.isolated import needs_lab
 from sluice.lab.laboratory import VIRTUAL
 
@@ -79,7 +80,6 @@ def test_exit_code_of_a_command_inside(place: Place) -> None:
     assert place.call("exec", "worker-1", "sh", "-c", "exit 7").code == 7
 
 
-def test_processes_of_the_machine_are_not_seen_inside(place: Place) -> None:
 @pytest.mark.parametrize(
     ("machine", "command", "said"),
     [
@@ -99,6 +99,7 @@ def test_sluice_on_a_machine(place: Place, machine: str, command: str, said: str
     assert (0, True) == (found.code, said in found.out), found
 
 
+def test_processes_of_the_machine_are_not_seen_inside(place: Place) -> None:
     """Inside there is the laboratory alone: its first process is number 1."""
     seen = place.call("exec", "worker-1", "cat", "/proc/1/cmdline").out
     assert "sluice/lab/init.py" in seen
@@ -121,7 +122,9 @@ def test_logs(place: Place) -> None:
         (("exec", "hub", "true"), "no machine 'hub'"),
         (("logs", "cp-1/kubelet"), "no part 'cp-1/kubelet'"),
         (("up", "--workers", "0", "--control-planes", "1"), "runs in"),
-        (("up", "--workers", "51"), "workers (51)"),
+        (("up", "--workers", "51"), "'--workers': 51 is not in the range 0<=x<=50"),
+        (("logs", "--lines", "0"), "'--lines': 0 is not in the range x>=1"),
+        (("logs", "cp-1/replica", "--lines", "-3"), "'--lines': -3 is not in the range x>=1"),
     ],
 )
 def test_what_is_not_there(place: Place, arguments: tuple[str, ...], said: str) -> None:
@@ -163,6 +166,44 @@ def test_no_laboratory(tmp_path: Path) -> None:
         assert "there is no laboratory in" in found.err
     assert place.call("down", "--force").code == 0
     assert NOTHING == traces(place)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--control-planes", "0"), "'--control-planes': 0 is not in the range 1<=x<=9"),
+        (("--replica-disk-mib", "63"), "'--replica-disk-mib': 63 is not in the range 64<=x<=1048576"),
+        (
+            ("--upstream-path", "a//b"),
+            "--upstream-path ('a//b') is no path of up to 100 characters: write parts of a-z",
+        ),
+        (("--upstream-path", "v2"), "--upstream-path is v2, the API's own path: choose another"),
+        (("--upstream", "x_y z"), "--upstream ('x_y z') has "),
+        (("--upstream", "http://x"), "--upstream is http://x: only https:// passes"),
+        (("--upstream", "x.org", "--upstream-path", "x"), "--upstream-path is for the laboratory's own upstream"),
+        (("--upstream", "x.org", "--upstream-user", "x"), "--upstream-user and the file with its password belong"),
+        (("--upstream", "x.org", "--upstream-ca", "/none"), "--upstream-ca /none does not exist: name the PEM file"),
+        (("--upstream-ca", "/none"), "--upstream-ca is for an --upstream ADDRESS: leave it out"),
+    ],
+)
+def test_impossible_wishes(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    """What ``up`` refuses is named by its flag, with the value and what is allowed, and leaves nothing."""
+    place = Place(tmp_path)
+    found = place.call("up", *arguments)
+    assert (2, True) == (found.code, said in found.err), found
+    assert NOTHING == traces(place)
+
+
+def test_a_directory_that_a_shell_would_take_apart(tmp_path: Path) -> None:
+    """What ``up`` suggests to try is what a shell gives back to ``sluice`` as it was."""
+    place = Place(tmp_path / "it's $HOME")
+    place.home.mkdir()
+    try:
+        lines = [shlex.split(line) for line in place.call("up", *SMALL).out.splitlines()[1:]]
+    finally:
+        place.call("down", "--force")
+    assert ["status", "pull", "down"] == [words[2] for words in lines]
+    assert {str(place.directory)} == {words[4] for words in lines}
 
 
 def test_directory_of_somebody_else(tmp_path: Path) -> None:

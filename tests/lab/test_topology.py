@@ -106,11 +106,13 @@ def test_upstream_below_a_path() -> None:
         ({"mode": "unmanaged"}, "mode ('unmanaged')"),
         ({"prefix": "a//b"}, "prefix ('a//b')"),
         ({"prefix": "../x"}, "prefix"),
+        ({"prefix": "a" * 101}, "of up to 100 characters"),
+        ({"prefix": "team/project\n"}, "for example team/project"),
         ({"replica_disk_mib": 1}, "replica_disk_mib (1)"),
     ],
 )
 def test_impossible_shapes(given: dict[str, object], said: str) -> None:
-    """A shape that cannot be is refused with the option's name."""
+    """A shape that cannot be is refused with the name of its key."""
     with pytest.raises(ConfigInvalid) as refused:
         validate_document(LabShape, given, "sluice lab up")
     assert said in refused.value.message

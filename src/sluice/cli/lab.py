@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import sys
 from dataclasses import asdict
@@ -20,9 +22,17 @@ from sluice.lab.faults import FAULTS
 from sluice.lab.ground import environment, require_root
 from sluice.lab.images import Ballast, write_image
 from sluice.lab.laboratory import full_name, open_laboratory
-from sluice.lab.state import DEFAULT_DIRECTORY, LabDirectory
-from sluice.lab.topology import LabShape, UpstreamKind, plan_topology
 from sluice.lab.parts import command_variables
+from sluice.lab.state import DEFAULT_DIRECTORY, LabDirectory
+from sluice.lab.topology import (
+    CONTROL_PLANES_MAX,
+    DISK_MIB_MAX,
+    DISK_MIB_MIN,
+    WORKERS_MAX,
+    LabShape,
+    UpstreamKind,
+    plan_topology,
+)
 from sluice.lab.up import raise_lab
 from sluice.oci.reference import parse_tag
 
@@ -37,6 +47,15 @@ BALLAST_MIB_MAX = 20 << 10
 LOG_LINES = 20
 """How many lines of each part's log are shown where the user does not say."""
 STOPPED_BADLY = 1
+UP = "sluice lab up"
+FLAGS = {
+    "prefix": "--upstream-path",
+    "outside.address": "--upstream",
+    "outside.user": "--upstream-user",
+    "outside.password_file": "--upstream-password-file",
+    "outside.ca": "--upstream-ca",
+}
+"""The flags that are not called like the key of the shape which they set."""
 
 
 @click.group()
@@ -49,8 +68,14 @@ def lab() -> None:
 
 
 @lab.command()
-@click.option("--control-planes", default=3, show_default=True, help="Nodes with a registry replica.")
-@click.option("--workers", default=2, show_default=True, help="Nodes without one.")
+@click.option(
+    "--control-planes",
+    type=click.IntRange(1, CONTROL_PLANES_MAX),
+    default=3,
+    show_default=True,
+    help="Nodes with a registry replica.",
+)
+@click.option("--workers", type=click.IntRange(0, WORKERS_MAX), default=2, show_default=True, help="Nodes without one.")
 @click.option(
     "--mode",
     type=click.Choice(["Proxy", "Direct", "Local"], case_sensitive=False),
@@ -73,19 +98,25 @@ def lab() -> None:
 @click.option(
     "--upstream-ca", type=click.Path(path_type=Path), metavar="FILE", help="CA of ADDRESS, beside the system's, as PEM."
 )
-@click.option("--replica-disk-mib", default=2048, show_default=True, help="Size of each replica's disk, in MiB.")
+@click.option(
+    "--replica-disk-mib",
+    type=click.IntRange(DISK_MIB_MIN, DISK_MIB_MAX),
+    default=2048,
+    show_default=True,
+    help="Size of each replica's disk, in MiB.",
+)
 @DIRECTORY
 @OUTPUT
 def up(directory: Path, output: str, **given: Any) -> None:
     """Bring it up; returns when every part answers. Ctrl-C before that takes everything away again."""
-    shape = validate_document(LabShape, _wanted(given), "sluice lab up")
+    shape = _shape(given)
     topology = plan_topology(shape)
     with shown_progress(topology) as progress:
         raise_lab(directory, shape, progress.tell)
         # It is up and stays up: whoever is too late with Ctrl-C shall not be told otherwise by our exit code.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     record = {"directory": str(directory.absolute()), "mode": shape.mode, "seconds": round(progress.seconds, 2)}
-    at = "" if directory == DEFAULT_DIRECTORY else f" --directory {directory}"
+    at = "" if directory == DEFAULT_DIRECTORY else f" --directory {shlex.quote(str(directory))}"
     image = "IMAGE" if shape.outside is not None else "lab/hello:1"
     show_record(
         record,
@@ -95,6 +126,16 @@ def up(directory: Path, output: str, **given: Any) -> None:
         f"  sluice lab pull{at} {topology.nodes[-1].name} {image}\n"
         f"  sluice lab down{at}",
     )
+
+
+def _shape(given: dict[str, Any]) -> LabShape:
+    """Raises ConfigInvalid with the flag, the value and what is allowed."""
+    try:
+        return validate_document(LabShape, _wanted(given), UP)
+    except ConfigInvalid as error:
+        # The document's own words, but for its key: whoever typed a flag looks for that.
+        key = re.compile(rf"(?<=^{UP}: )[a-z_.]+")
+        raise ConfigInvalid(key.sub(lambda found: FLAGS.get(found[0], found[0]), error.message)) from None
 
 
 def _wanted(given: dict[str, Any]) -> dict[str, object]:
@@ -167,7 +208,13 @@ def execute(directory: Path, node: str, command: tuple[str, ...]) -> None:
 
 @lab.command()
 @click.argument("part", required=False)
-@click.option("--lines", default=LOG_LINES, show_default=True, help="How many lines of each, from the end.")
+@click.option(
+    "--lines",
+    type=click.IntRange(min=1),
+    default=LOG_LINES,
+    show_default=True,
+    help="How many lines of each, from the end.",
+)
 @DIRECTORY
 def logs(part: str | None, lines: int, directory: Path) -> None:
     """Print what a part has said, or each of them."""

@@ -101,11 +101,11 @@ def _upstream_ca(topology: Topology, authority: Authority) -> str | None:
         return None
     pem = read_bounded(outside.ca, PEM_BYTES_MAX, pipe_s=PIPE_S)
     if pem is None:
-        raise ConfigInvalid(f"outside.ca {outside.ca} does not exist: name the PEM file with the upstream's CA")
+        raise ConfigInvalid(f"--upstream-ca {outside.ca} does not exist: name the PEM file with the upstream's CA")
     try:
         return read_certificates(pem.decode("ascii", "replace"))
     except ValueError as error:
-        raise ConfigInvalid(f"outside.ca {outside.ca} {error}") from None
+        raise ConfigInvalid(f"--upstream-ca {outside.ca} {error}") from None
 
 
 def read_login(directory: LabDirectory, topology: Topology) -> Login | None:

@@ -7,10 +7,11 @@ namespace of their own, so that they are the same in every laboratory and never 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sluice.cluster.layout import BALANCER_PORT, REPLICA_PORT
 from sluice.config.remote import UserName
@@ -20,6 +21,8 @@ from sluice.errors import ConfigInvalid
 from sluice.wire.address import parse_upstream
 
 CONTROL_PLANES_MAX, WORKERS_MAX = 9, 50
+DISK_MIB_MIN, DISK_MIB_MAX = 64, 1 << 20
+PATH_LENGTH_MAX = 100
 NETWORK = "10.77.0"
 """First three bytes of every machine's address."""
 UPSTREAM_HOST, CONTROL_PLANE_FIRST, WORKER_FIRST = 2, 11, 101
@@ -35,6 +38,17 @@ PartKind = Literal["upstream", "relay", "replica", "containerd", "balancer", "ag
 Role = Literal["upstream", "control-plane", "worker"]
 
 
+def read_path(value: object) -> str:
+    """Where the laboratory's upstream holds the images. Raises ValueError with the remedy."""
+    text = str(value)
+    if len(text) > PATH_LENGTH_MAX or re.fullmatch(r"([a-z0-9]+(/[a-z0-9]+)*)?", text, re.ASCII) is None:
+        raise ValueError(
+            f"is no path of up to {PATH_LENGTH_MAX} characters: write parts of a-z and 0-9 with / between them, "
+            "for example team/project"
+        )
+    return text
+
+
 class Outside(Section):
     """A registry outside of the laboratory, which is reached through a relay; by TLS alone, which passes it unseen."""
 
@@ -46,9 +60,9 @@ class Outside(Section):
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         if parse_upstream(self.address).scheme != "https":
-            raise conflict("address", "is not HTTPS, and nothing else passes the laboratory's relay")
+            raise conflict("address", f"is {self.address}: only https:// passes the laboratory's relay")
         if (self.user is None) != (self.password_file is None):
-            raise conflict("user", "and password_file belong together: give both or neither")
+            raise conflict("user", "and the file with its password belong together: give both or neither")
         return self
 
 
@@ -59,14 +73,14 @@ class LabShape(Section):
     workers: Annotated[Count, Field(ge=0, le=WORKERS_MAX)] = 2
     mode: LabMode = "proxy"
     upstream: UpstreamKind = "anonymous"
-    prefix: Annotated[str, Field(pattern=r"^([a-z0-9]+(/[a-z0-9]+)*)?$", max_length=100)] = ""
+    prefix: Annotated[str, BeforeValidator(read_path)] = ""
     outside: Outside | None = None
-    replica_disk_mib: Annotated[Count, Field(ge=64, le=1 << 20)] = 2048
+    replica_disk_mib: Annotated[Count, Field(ge=DISK_MIB_MIN, le=DISK_MIB_MAX)] = 2048
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         if self.prefix == "v2":
-            raise conflict("prefix", "is the API's own path: choose another")
+            raise conflict("prefix", "is v2, the API's own path: choose another, for example team/project")
         if self.outside is not None and (self.prefix or self.upstream != "anonymous"):
             raise conflict("prefix", "is for the laboratory's own upstream: write the path into the address")
         return self
