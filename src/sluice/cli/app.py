@@ -25,6 +25,7 @@ _PLACES = {
     "tags": "content:tags",
     "cache": "cache:cache",
     "config-docs": "manual:config_docs",
+    "node-docs": "node_manual:node_docs",
     "demo": "demo:demo",
     "node": "node:node",
     "lab": "lab:lab",

@@ -50,9 +50,9 @@ Port = Annotated[Count, Field(ge=1, le=65535)]
 class Replica(Section):
     """A registry on a control-plane node: a caching one, a local one, or the in-cluster proxy of Direct mode."""
 
-    name: NodeName
-    host: HostAddress
-    port: Port = REPLICA_PORT
+    name: NodeName = Field(description="its control-plane node's name, by which status and metrics call it")
+    host: HostAddress = Field(description="address of that node, which its certificate has to name")
+    port: Port = Field(default=REPLICA_PORT, description="where it serves nodes (`nodes.listen` of its configuration)")
 
     @property
     def authority(self) -> str:
@@ -63,8 +63,13 @@ class Replica(Section):
 class Remote(Section):
     """A registry outside, as a runtime is to reach it. ``authorities`` vouch for it besides the system's."""
 
-    address: Upstream
-    authorities: Certificates | None = None
+    address: Upstream = Field(
+        description="where it is: `https://` unless the address says else, with the path below which it holds the"
+        " images"
+    )
+    authorities: Certificates | None = Field(
+        default=None, description="CA certificates that vouch for it beside those of the system"
+    )
 
     @property
     def parsed(self) -> UpstreamAddress:
@@ -79,17 +84,29 @@ class MirroredRegistry(Section):
     runtime may go to the real registry when all sources fail.
     """
 
-    name: RegistryName
-    remote: Remote | None = None
-    fallback: bool = False
+    name: RegistryName = Field(description="as images are called there: `docker.io`, `registry.example:5000`")
+    remote: Remote | None = Field(
+        default=None,
+        description="where the source `upstream` finds its images; without it that source is left out for this"
+        " registry",
+    )
+    fallback: bool = Field(
+        default=False, description="whether the runtime may go to the real registry when all sources fail"
+    )
 
 
 class BalancerLayout(Section):
     """HAProxy on this node. ``nodes`` check the replicas, which bounds how often each one may."""
 
-    port: Port = BALANCER_PORT
-    metrics_port: Port = METRICS_PORT
-    nodes: Annotated[Count, Field(ge=1, le=NODES_MAX)] = 1
+    port: Port = Field(default=BALANCER_PORT, description="port on 127.0.0.1 at which runtimes ask it, in plain HTTP")
+    metrics_port: Port = Field(
+        default=METRICS_PORT, description="port on 127.0.0.1 of `/metrics` (Prometheus) and `/livez`"
+    )
+    nodes: Annotated[Count, Field(ge=1, le=NODES_MAX)] = Field(
+        default=1,
+        description="how many nodes of the cluster have a balancer: up to 100 check each replica every 0.5 s, 1,000"
+        " every 5 s",
+    )
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
@@ -101,26 +118,63 @@ class BalancerLayout(Section):
 class ReplicaPod(Section):
     """The registry replica that this control-plane node runs as a static pod."""
 
-    image: Image
-    host: HostAddress
-    data: NodePath = "/opt/sluice/registry"
-    config: NodePath = "/etc/sluice/registry.yaml"
-    memory_mib: Annotated[Count, Field(ge=64, le=1 << 20)] = 512
-    cpu_millis: Annotated[Count, Field(ge=10, le=1 << 20)] = 100
+    image: Image = Field(
+        description="an image with `sluice` in its path, which the node can pull before this pod runs, or holds already"
+    )
+    host: HostAddress = Field(
+        description="this node's own address; nothing on the node reads it: the pod listens where its configuration"
+        " says"
+    )
+    data: NodePath = Field(
+        default="/opt/sluice/registry", description="the registry's data directory, which the pod may write"
+    )
+    config: NodePath = Field(
+        default="/etc/sluice/registry.yaml",
+        description="the registry's configuration file, which is yours to write. The pod sees all of the file's"
+        " directory, and may not write there",
+    )
+    memory_mib: Annotated[Count, Field(ge=64, le=1 << 20)] = Field(
+        default=512, description="memory in MiB, as request and as limit"
+    )
+    cpu_millis: Annotated[Count, Field(ge=10, le=1 << 20)] = Field(
+        default=100, description="thousandths of a CPU, as request; there is no limit"
+    )
 
 
 class Paths(Section):
     """Where the node's programs look. The defaults are Debian's and kubeadm's."""
 
-    state: NodePath = "/var/lib/sluice/node"  # our record, backups, the last good layout; also CA files
-    containerd_config: NodePath = "/etc/containerd/config.toml"
-    containerd_hosts: NodePath = "/etc/containerd/certs.d"
-    containers: NodePath = "/etc/containers"  # CRI-O's and podman's
-    balancer: NodePath = "/etc/sluice/balancer"
-    static_pods: NodePath = "/etc/kubernetes/manifests"
-    kubelet_credentials: NodePath = "/etc/kubernetes/sluice-credential-provider.yaml"
-    kubelet_plugins: NodePath = "/usr/local/bin"
-    secrets: NodePath = "/etc/sluice/secrets"  # client certificate and key, upstream credentials; 0700
+    state: NodePath = Field(
+        default="/var/lib/sluice/node",
+        description="Sluice's memory: what it wrote, what was there before, the last good layout and secrets,"
+        " `status.json`; also CA files for the runtimes",
+    )
+    containerd_config: NodePath = Field(
+        default="/etc/containerd/config.toml",
+        description="containerd's configuration, which `prepare` extends by a drop-in",
+    )
+    containerd_hosts: NodePath = Field(
+        default="/etc/containerd/certs.d", description="containerd's `config_path`, where each host has a directory"
+    )
+    containers: NodePath = Field(
+        default="/etc/containers", description="CRI-O's and podman's `registries.conf.d` and `certs.d`"
+    )
+    balancer: NodePath = Field(
+        default="/etc/sluice/balancer", description="HAProxy's configuration and the CA of the replicas"
+    )
+    static_pods: NodePath = Field(default="/etc/kubernetes/manifests", description="the kubelet's `staticPodPath`")
+    kubelet_credentials: NodePath = Field(
+        default="/etc/kubernetes/sluice-credential-provider.yaml",
+        description="the file for the kubelet's `--image-credential-provider-config`",
+    )
+    kubelet_plugins: NodePath = Field(
+        default="/usr/local/bin",
+        description="the kubelet's `--image-credential-provider-bin-dir`; Sluice writes nothing there",
+    )
+    secrets: NodePath = Field(
+        default="/etc/sluice/secrets",
+        description="the node's certificate and key, and logins at the upstream; for root alone",
+    )
 
 
 class NodeLayout(Section):
@@ -130,21 +184,58 @@ class NodeLayout(Section):
     rotation. ``upstream`` is where ``virtual``'s images come from in Direct mode.
     """
 
-    version: Annotated[Count, Field(ge=1, le=VERSION_MAX)]
-    node: NodeName
-    mode: Mode
-    virtual: VirtualAddress = "registry.sluice.internal:5001"
-    sources: Annotated[tuple[SourceKind, ...], Field(max_length=3)] = ()
-    registries: Annotated[tuple[MirroredRegistry, ...], Field(max_length=REGISTRIES_MAX)] = ()
-    replicas: Annotated[tuple[Replica, ...], Field(max_length=REPLICAS_MAX)] = ()
-    authorities: Certificates | None = None
-    upstream: Remote | None = None
-    balancer: BalancerLayout = BalancerLayout()
-    balancer_image: Image | None = None
-    replica_pod: ReplicaPod | None = None
-    runner: Runner = "agent"
-    runtimes: tuple[Runtime, ...] = ("containerd",)
-    paths: Paths = Paths()
+    version: Annotated[Count, Field(ge=1, le=VERSION_MAX)] = Field(
+        description="grows with every change; `status` says which one is applied"
+    )
+    node: NodeName = Field(description="this node's name, for people")
+    mode: Mode = Field(
+        description="what `sources` amount to, for people; `unmanaged`: everything is as it was before Sluice, and"
+        " `sources` is empty"
+    )
+    virtual: VirtualAddress = Field(
+        default="registry.sluice.internal:5001",
+        description="what every image of the cluster is called by, whatever the mode; need not resolve. Every"
+        " replica's certificate has to name its host",
+    )
+    sources: Annotated[tuple[SourceKind, ...], Field(max_length=3)] = Field(
+        default=(),
+        description="where images come from, asked in this order: `balancer`: HAProxy on this node, before all"
+        " `replicas`; `replicas`: these themselves, in their order; `upstream`: the registry itself, that"
+        " of each mirrored registry for its images. Needed unless the mode is `unmanaged`",
+    )
+    registries: Annotated[tuple[MirroredRegistry, ...], Field(max_length=REGISTRIES_MAX)] = Field(
+        default=(), description="registries whose images keep their names and come from `sources` too"
+    )
+    replicas: Annotated[tuple[Replica, ...], Field(max_length=REPLICAS_MAX)] = Field(
+        default=(), description="the Sluice registries on control-plane nodes; needed by `balancer` and `replicas`"
+    )
+    authorities: Certificates | None = Field(
+        default=None,
+        description="CA certificates that vouch for the replicas, old and new while one replaces the other"
+        " (`pki/servers/bundle.crt`); needed with `replicas`",
+    )
+    upstream: Remote | None = Field(
+        default=None, description="where the source `upstream` finds the images of `virtual`"
+    )
+    balancer: BalancerLayout = Field(default=BalancerLayout(), description="HAProxy's ports, and how often it checks")
+    balancer_image: Image | None = Field(
+        default=None,
+        description="an image with `haproxy` 2.6 or newer in its path; needed by the runner `static-pods` where the"
+        " balancer is a source",
+    )
+    replica_pod: ReplicaPod | None = Field(
+        default=None,
+        description="the replica to run on this node, with the runner `static-pods`; without it none is run",
+    )
+    runner: Runner = Field(
+        default="agent",
+        description="who starts the balancer: `agent`: Sluice, HAProxy being installed; `static-pods`: the kubelet,"
+        " which also runs `replica_pod`",
+    )
+    runtimes: tuple[Runtime, ...] = Field(
+        default=("containerd",), description="the node's container runtimes, whose files are written"
+    )
+    paths: Paths = Field(default=Paths(), description="where the node's programs look")
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -221,8 +312,8 @@ class NodeLayout(Section):
 class Login(PrivateSection):
     """A user of the upstream. Basic authentication ends the user's name at the first colon (RFC 7617 section 2)."""
 
-    user: Secret
-    password: Secret = Field(repr=False)
+    user: Secret = Field(description="without a colon")
+    password: Secret = Field(repr=False, description="its password, or a token")
 
     @model_validator(mode="after")
     def _can_be_sent(self) -> Self:
@@ -235,9 +326,13 @@ class NodeSecrets(PrivateSection):
     """What a node keeps to itself. ``certificate`` and ``key`` show the replicas that a node asks; ``upstream`` is what
     the kubelet is told for ``virtual``'s images in Direct mode."""
 
-    certificate: Certificates
-    key: PrivateKey = Field(repr=False)
-    upstream: Login | None = Field(default=None, repr=False)
+    certificate: Certificates = Field(
+        description="shows the replicas that a node of the cluster asks; its issuers' may follow"
+    )
+    key: PrivateKey = Field(repr=False, description="the key of the first certificate, without a password")
+    upstream: Login | None = Field(
+        default=None, repr=False, description="a login at the layout's `upstream`, where that is a source and wants one"
+    )
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:

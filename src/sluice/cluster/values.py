@@ -16,7 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from pydantic import BeforeValidator
 
-from sluice.config.values import read_line, read_registry_name, split_address
+from sluice.config.values import Kind, read_line, read_registry_name, split_address
 
 NAME_LENGTH_MAX = 253  # RFC 1123 section 2.1; also of host:port, which becomes a directory's name of one more
 PATH_LENGTH_MAX = 1024
@@ -141,12 +141,12 @@ def read_secret(value: object) -> str:
     return text
 
 
-NodeName = Annotated[str, BeforeValidator(read_node_name)]
-HostAddress = Annotated[str, BeforeValidator(read_ip)]
-VirtualAddress = Annotated[str, BeforeValidator(read_virtual)]
-RegistryName = Annotated[str, BeforeValidator(read_mirrored)]
-NodePath = Annotated[str, BeforeValidator(read_path)]
-Image = Annotated[str, BeforeValidator(read_image)]
-Certificates = Annotated[str, BeforeValidator(read_certificates)]
-PrivateKey = Annotated[str, BeforeValidator(read_key)]
-Secret = Annotated[str, BeforeValidator(read_secret)]
+NodeName = Annotated[str, BeforeValidator(read_node_name), Kind("DNS name")]
+HostAddress = Annotated[str, BeforeValidator(read_ip), Kind("IP address")]
+VirtualAddress = Annotated[str, BeforeValidator(read_virtual), Kind("host:port")]
+RegistryName = Annotated[str, BeforeValidator(read_mirrored), Kind("host or host:port")]
+NodePath = Annotated[str, BeforeValidator(read_path), Kind("absolute path")]
+Image = Annotated[str, BeforeValidator(read_image), Kind("image")]
+Certificates = Annotated[str, BeforeValidator(read_certificates), Kind("certificates as PEM")]
+PrivateKey = Annotated[str, BeforeValidator(read_key), Kind("private key as PEM")]
+Secret = Annotated[str, BeforeValidator(read_secret), Kind("text of one line")]
