@@ -178,12 +178,6 @@ def test_no_laboratory(tmp_path: Path) -> None:
             "--upstream-path ('a//b') is no path of up to 100 characters: write parts of a-z",
         ),
         (("--upstream-path", "v2"), "--upstream-path is v2, the API's own path: choose another"),
-        (("--upstream", "x_y z"), "--upstream ('x_y z') has "),
-        (("--upstream", "http://x"), "--upstream is http://x: only https:// passes"),
-        (("--upstream", "x.org", "--upstream-path", "x"), "--upstream-path is for the laboratory's own upstream"),
-        (("--upstream", "x.org", "--upstream-user", "x"), "--upstream-user and the file with its password belong"),
-        (("--upstream", "x.org", "--upstream-ca", "/none"), "--upstream-ca /none does not exist: name the PEM file"),
-        (("--upstream-ca", "/none"), "--upstream-ca is for an --upstream ADDRESS: leave it out"),
     ],
 )
 def test_impossible_wishes(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:

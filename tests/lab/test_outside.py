@@ -47,17 +47,26 @@ def test_registry_outside(outside: SluiceServer, tmp_path: Path, mode: str) -> N
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--upstream", "http://127.0.0.1:5000"), "is not HTTPS"),
-        (("--upstream", "https://a b"), "outside.address"),
-        (("--upstream", "https://example.org", "--upstream-user", "me"), "belong together"),
-        (("--upstream", "https://example.org", "--upstream-path", "x"), "for the laboratory's own upstream"),
-        (("--upstream", "https://example.org", "--upstream-ca", "/nowhere.crt"), "/nowhere.crt does not exist"),
-        (("--upstream", "https://example.org", "--upstream-ca", "/etc/hosts"), "holds no PEM certificate"),
+        (("--upstream", "http://127.0.0.1:5000"), "--upstream is http://127.0.0.1:5000: only https:// passes"),
+        (("--upstream", "https://a b"), "--upstream ('https://a b') has "),
+        (
+            ("--upstream", "https://example.org", "--upstream-user", "me"),
+            "--upstream-user and the file with its password",
+        ),
+        (("--upstream", "https://example.org", "--upstream-path", "x"), "--upstream-path is for the laboratory's own"),
+        (
+            ("--upstream", "https://example.org", "--upstream-ca", "/nowhere.crt"),
+            "--upstream-ca /nowhere.crt does not exist",
+        ),
+        (
+            ("--upstream", "https://example.org", "--upstream-ca", "/etc/hosts"),
+            "--upstream-ca /etc/hosts holds no PEM certificate",
+        ),
         (("--upstream", "basic", "--upstream-user", "me"), "--upstream-user is for"),
     ],
 )
 def test_impossible_upstreams(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
-    """What cannot be reached so is refused with exit code 2 and the reason, and nothing is made."""
+    """What cannot be reached so is refused with exit code 2, the flag and the reason, and nothing is made."""
     place = Place(tmp_path)
     found = place.call("up", *arguments)
     assert (2, True) == (found.code, said in found.err), found.err
