@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sluice.config import LEAVES, Leaf, RegistryConfig, is_loopback, load_config, split_address
 from sluice.config.load import CONFIG_FILE_BYTES
-from sluice.config.remote import UpstreamConfig
+from sluice.config.remote import NamedUpstreamConfig
 from sluice.config.values import parse_duration, parse_size
 from sluice.errors import ConfigInvalid
 
@@ -27,7 +27,7 @@ SAMPLES = {
     "upstream": ("http://r.example:5000/team", "http://r.example:5000/team"),
     "registries": (
         "docker.io,r.example:5000=http://r.example:5000",
-        {"docker.io": UpstreamConfig(), "r.example:5000": UpstreamConfig(address="http://r.example:5000")},
+        {"docker.io": NamedUpstreamConfig(), "r.example:5000": NamedUpstreamConfig(address="http://r.example:5000")},
     ),
 }
 # What a setting needs beside it, and values that the samples do not fit.
