@@ -295,12 +295,16 @@ class UpstreamError(SluiceError):
 
     It says nothing about whether the content exists: an upstream's true 404 is NameUnknown, ManifestUnknown or
     BlobUnknown. ``reason`` is one word for metrics and for the caller that may serve what it holds instead.
+    ``connected``: a connection stood when it happened. ``elsewhere``: it happened at a host that the upstream had sent
+    us to.
     """
 
     code = "UNAVAILABLE"
     status = 502
     temporary = True
     reason: ClassVar[str] = "failed"
+    connected = False
+    elsewhere = False
 
 
 class UpstreamUnreachable(UpstreamError):

@@ -4,9 +4,10 @@
 nothing is let through for a while, so that a dead upstream costs nothing; then one probe at a time, less and less
 often.
 
-No answer at all says something about the upstream, each time. An answer of 5xx says something about what was asked for:
-the same thing counts once, however often it is asked for, until something else succeeds. So a blob that an upstream
-cannot read is not the upstream's end, and one that answers 5xx to everything is soon known for it.
+No connection says something about the upstream, each time. An answer of 5xx, and a connection that stands and brings no
+answer, say something about what was asked for: the same thing counts once, however often it is asked for, until
+something else succeeds. So a blob that an upstream cannot read is not the upstream's end, and one that fails at
+everything is soon known for it. What another host does that the upstream redirects to is none of its failures.
 
     closed --failures--> open --delay--> half-open --probe succeeded--> closed
                           ^                  |
@@ -30,7 +31,7 @@ class Breaker:
         self._delay_s = DELAY_S
         self._retry_at: float | None = None
         self._probing = False
-        self._refused: set[str] = set()  # what 5xx was the answer to, since the last success
+        self._refused: set[str] = set()  # what failed over a connection, since the last success
         self.trouble: UpstreamError | None = None  # the last one, for who is held back
 
     @property
@@ -57,7 +58,7 @@ class Breaker:
         self._probing = False
 
     def failed(self, now: float, about: str | None = None) -> None:
-        """The upstream did not answer, or with 5xx to a request ``about`` this."""
+        """There was no connection; or there was one, and no answer but 5xx to a request ``about`` this."""
         if self._retry_at is None:
             if about in self._refused:
                 return

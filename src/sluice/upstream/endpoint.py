@@ -28,6 +28,8 @@ from sluice.upstream.transport import Transport
 from sluice.wire.address import UpstreamAddress
 
 SUCCESSES = frozenset({200, 206})
+FAILURES = (UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamFailed)
+"""What may mean that an upstream is dead."""
 
 
 class Endpoint:
@@ -103,24 +105,21 @@ class Endpoint:
                 self.breaker.succeeded(self._clock())
                 return response
             error = await refusal(response, self._limits.error_body_bytes)
-        except (UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout) as unheard:
-            self._fail(unheard)
-            raise
-        except UpstreamFailed as failure:  # of the token endpoint
-            self._fail(failure, about)
-            raise
-        except UpstreamError:
-            self.breaker.succeeded(self._clock())  # it answers, if not what we want
-            raise
+            error.connected = True
+            error.elsewhere = not self.transport.is_home(response.target)
+        except UpstreamError as raised:
+            error = raised
         except BaseException:
             self.breaker.abandoned()
             raise
-        if isinstance(error, UpstreamTimeout | UpstreamFailed):
-            self._fail(error, about)
-        else:
-            self.breaker.succeeded(self._clock())
+        self._judge(error, about)
         raise error
 
-    def _fail(self, error: UpstreamError, about: str | None = None) -> None:
+    def _judge(self, error: UpstreamError, about: str) -> None:
+        """Tell the breaker what an error says about this upstream: nothing where it redirected us to who failed."""
+        if error.elsewhere or not isinstance(error, FAILURES):
+            self.breaker.succeeded(self._clock())  # it answers, if not what we want
+            return
         self.breaker.trouble = error
-        self.breaker.failed(self._clock(), about)
+        alive = error.connected or isinstance(error, UpstreamFailed)
+        self.breaker.failed(self._clock(), about if alive else None)

@@ -42,7 +42,7 @@ from sluice.errors import (
 )
 from sluice.upstream.instance import via
 from sluice.upstream.redirect import Target
-from sluice.upstream.settings import UpstreamSettings
+from sluice.upstream.settings import UpstreamLimits, UpstreamSettings
 from sluice.upstream.trust import Trust
 
 USER_AGENT = f"sluice/{sluice.__version__}"
@@ -54,6 +54,10 @@ DISCARD_BYTES = 16 << 10
 DISCARD_S = 1.0
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 _TLS_WORDS = ("certificate", "fatal alert", "corrupt message", "handshake", "tls", "no close_notify")
+_CLOSE_NOTIFY = "without sending TLS close_notify"
+_SENDING = "(SendRequest)"
+"""What the library calls a connection that stood and broke before the head; its exception is the same as for one that
+never stood."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +247,7 @@ class Clients:
             async with asyncio.timeout(limits.head_s):
                 response = await prepared.__aenter__()
         except TimeoutError as error:
-            connecting = "(Connect)" in str(error)
-            passed = f"connect within {limits.connect_s:g} s" if connecting else f"answer within {limits.head_s:g} s"
-            raise UpstreamTimeout(f"{shown} did not {passed}") from None
+            raise _head_timeout("(Connect)" in str(error), limits, shown) from None
         except PyreqwestError as error:
             raise _head_error(error, shown) from None
         answer = Response(prepared, response, request.target, limits.idle_s)
@@ -294,19 +296,39 @@ def _client(settings: UpstreamSettings, trust: Trust, *, own: bool, small: bool)
 
 def _reason(error: Exception) -> str:
     """The innermost cause's text: the outer ones only repeat the URL."""
+    causes = _causes(error)
+    return causes[-1] if causes else str(error.args[0] if error.args else error)
+
+
+def _causes(error: Exception) -> list[str]:
+    """From the outermost to the innermost."""
     causes = (error.details.get("causes") or []) if isinstance(error, DetailedPyreqwestError) else []
-    return causes[-1]["message"] if causes else str(error.args[0] if error.args else error)
+    return [cause["message"] for cause in causes]
+
+
+def _head_timeout(connecting: bool, limits: UpstreamLimits, shown: str) -> UpstreamError:
+    passed = f"connect within {limits.connect_s:g} s" if connecting else f"answer within {limits.head_s:g} s"
+    timeout = UpstreamTimeout(f"{shown} did not {passed}")
+    # Where connecting may take longer than this, nobody knows whether a connection stood.
+    timeout.connected = not connecting and limits.head_s > limits.connect_s
+    return timeout
 
 
 def _head_error(error: PyreqwestError, shown: str) -> UpstreamError:
     reason = _reason(error)
     if isinstance(error, ConnectError):
-        if any(word in reason.lower() for word in _TLS_WORDS):
+        connected = any(_SENDING in cause for cause in _causes(error))
+        hung_up = connected and _CLOSE_NOTIFY in reason  # over TLS as without: no more than the end of a connection
+        if not hung_up and any(word in reason.lower() for word in _TLS_WORDS):
             return UpstreamTlsFailed(f"TLS with {shown} failed: {reason}")
-        return UpstreamUnreachable(f"{shown} cannot be reached: {reason}")
+        broken = UpstreamUnreachable(f"{shown} cannot be reached: {reason}")
+        broken.connected = connected
+        return broken
     if isinstance(error, DecodeError):
         return UpstreamInvalid(f"{shown} answers with what is not HTTP: {reason}")
-    return UpstreamUnreachable(f"{shown} cannot be asked: {reason}")
+    broken = UpstreamUnreachable(f"{shown} cannot be asked: {reason}")
+    broken.connected = True
+    return broken
 
 
 def _body_error(error: PyreqwestError, target: Target) -> UpstreamError:

@@ -12,7 +12,7 @@ import asyncio
 import socket
 from dataclasses import replace
 
-from sluice.errors import UpstreamInvalid, UpstreamUnreachable
+from sluice.errors import UpstreamError, UpstreamInvalid, UpstreamUnreachable
 from sluice.upstream.exchange import Clients, Request, Response
 from sluice.upstream.redirect import REDIRECTS, Target, any_internal, is_internal, next_target, parse_target
 from sluice.upstream.settings import UpstreamSettings
@@ -41,11 +41,11 @@ class Transport:
         """Send, follow redirects, return the first answer that is none.
 
         Raises UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, or UpstreamInvalid for a redirect that must not
-        be followed.
+        be followed; ``elsewhere`` on it says whether another host than the one that was asked is to blame.
         """
         step, seen = request, {request.target.url}
         for _ in range(self.limits.redirects + 1):
-            response = await self._clients.send(step, own=self.is_home(step.target))
+            response = await self._step(step, elsewhere=step is not request and not self.is_home(step.target))
             if response.status not in REDIRECTS:
                 return response
             location = response.header("location")
@@ -56,10 +56,24 @@ class Transport:
             if target.url in seen:
                 raise UpstreamInvalid(f"{request.target.shown} redirects in a circle, by way of {target.shown}")
             seen.add(target.url)
-            await self.check(target)
+            await self._check_redirect(target)
             same = target.place == request.target.place and target.scheme == request.target.scheme
             step = replace(step, target=target, authorization=request.authorization if same else None)
         raise UpstreamInvalid(f"{request.target.shown} redirects more than {self.limits.redirects} times in a row")
+
+    async def _step(self, step: Request, *, elsewhere: bool) -> Response:
+        try:
+            return await self._clients.send(step, own=self.is_home(step.target))
+        except UpstreamError as error:
+            error.elsewhere = elsewhere
+            raise
+
+    async def _check_redirect(self, target: Target) -> None:
+        try:
+            await self.check(target)
+        except UpstreamError as error:
+            error.elsewhere = True
+            raise
 
     async def check(self, target: Target) -> None:
         """Whether an answer may send us to ``target``; raises UpstreamInvalid or UpstreamUnreachable."""
