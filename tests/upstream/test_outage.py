@@ -15,6 +15,7 @@ from sluice.errors import (
     UpstreamUnreachable,
 )
 from sluice.oci.digest import Digest
+from sluice.oci.reference import Tag
 from sluice.testing.server import free_port
 from sluice.upstream.rate import RateLimit
 from sluice.upstream.settings import UpstreamLimits
@@ -25,6 +26,7 @@ from upstream.scripted import (
     MANIFEST,
     MANIFEST_DIGEST,
     Answer,
+    Asked,
     Scripted,
     content,
     plain,
@@ -184,7 +186,7 @@ def test_a_probe_that_is_abandoned_does_not_block_the_next() -> None:
 
 
 def test_connections_are_bounded_and_come_back() -> None:
-    """With both in use the next waits, then says which limit it is; a closed one is free again."""
+    """With both in use the next blob waits, then says which setting it is; a closed one is free again."""
 
     async def story() -> None:
         limits = UpstreamLimits(connections=2, head_s=0.3)
@@ -192,11 +194,43 @@ def test_connections_are_bounded_and_come_back() -> None:
             registry = registry_at(server, limits=limits)
             one = await registry.open_blob(APP, BLOB_DIGEST)
             await registry.open_blob(APP, BLOB_DIGEST)
-            with pytest.raises(UpstreamTimeout, match="all 2 connections"):
+            with pytest.raises(UpstreamTimeout, match=r"all 2 connections .* raise upstream\.connections"):
                 await registry.open_blob(APP, BLOB_DIGEST)
             assert 2 == len(server.asked)
             one.close()
             (await registry.open_blob(APP, BLOB_DIGEST)).close()
+            await registry.close()
+
+    asyncio.run(story())
+
+
+def test_small_answers_never_wait_for_blobs() -> None:
+    """Readers who pause take all connections for blobs; manifests, by tag and digest, come at once all the same, and
+    they too are bounded."""
+
+    async def story() -> None:
+        limits = UpstreamLimits(connections=2, small_connections=1, head_s=0.3)
+        stalling = [False]
+
+        def script(asked: Asked) -> Answer:
+            if "/blobs/" in asked.path:
+                return Answer(body=BLOB, length=len(BLOB) + 1, stall=True)
+            return Answer(0) if stalling[0] else plain(asked)
+
+        async with Scripted(script) as server:
+            registry = registry_at(server, limits=limits)
+            readers = [await registry.open_blob(APP, BLOB_DIGEST) for _ in range(2)]
+            for _ in range(3):
+                assert MANIFEST == (await registry.manifest(APP, MANIFEST_DIGEST)).raw
+                assert MANIFEST == (await registry.manifest_by_tag(APP, Tag("v1"))).raw
+            stalling[0] = True
+            first = asyncio.create_task(registry.manifest(APP, MANIFEST_DIGEST))
+            await asyncio.sleep(0.1)
+            second = asyncio.create_task(registry.manifest(APP, MANIFEST_DIGEST))
+            seen = await asyncio.gather(first, second, return_exceptions=True)
+            assert [UpstreamTimeout] * 2 == [type(one) for one in seen]
+            for reader in readers:
+                reader.close()
             await registry.close()
 
     asyncio.run(story())

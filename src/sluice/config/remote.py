@@ -74,6 +74,15 @@ class UpstreamConfig(Section):
     )
     head_s: Seconds = Field(default=20, gt=0, le=300, description="how long it may take to begin an answer")
     idle_s: Seconds = Field(default=30, gt=0, le=3600, description="how long a body from it may stand still")
+    connections: Count = Field(
+        default=1024,
+        ge=1,
+        le=65_536,
+        description=(
+            "blobs that come from it at once, readers who pause among them; each takes a file descriptor and up to"
+            " 200 KiB. Manifests, tags and tokens have connections of their own"
+        ),
+    )
     private_redirects: bool = Field(
         default=False, description="follow its redirects from a public address to a private one"
     )

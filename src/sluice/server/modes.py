@@ -203,6 +203,7 @@ def _settings(name: str, key: str, section: UpstreamConfig) -> UpstreamSettings:
             connect_s=section.connect_s,
             head_s=section.head_s,
             idle_s=section.idle_s,
+            connections=section.connections,
             allow_private_redirects=section.private_redirects,
         ),
     )

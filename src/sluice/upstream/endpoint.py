@@ -32,6 +32,30 @@ FAILURES = (UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamFai
 """What may mean that an upstream is dead."""
 
 
+class _Lane:
+    """The connections for one kind of request: small answers do not wait for blobs, whose readers may pause."""
+
+    def __init__(self, count: int, purpose: str, remedy: str) -> None:
+        self._count = count
+        self._purpose = purpose
+        self._remedy = remedy
+        self._free = asyncio.Semaphore(count)
+
+    async def enter(self, patience_s: float) -> None:
+        """Wait for a free one; raises UpstreamTimeout."""
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._free.acquire()
+        except TimeoutError:
+            raise UpstreamTimeout(
+                f"all {self._count} connections {self._purpose} have been in use for {patience_s:g} s: {self._remedy}"
+            ) from None
+
+    def leave(self) -> None:
+        """It is free again."""
+        self._free.release()
+
+
 class Endpoint:
     """``handled``: the statuses that come back as a response beside 200 and 206; all others are errors."""
 
@@ -51,7 +75,10 @@ class Endpoint:
         self._auth = Authenticator(self.transport, CredentialSource(credentials, address, clock), clock)
         self._limits = settings.limits
         self._clock = clock
-        self._free = asyncio.Semaphore(settings.limits.connections)
+        limits = settings.limits
+        remedy = f"raise {settings.key}.connections, or wait"
+        self._blobs = _Lane(limits.connections, f"for blobs from {address}", remedy)
+        self._small = _Lane(limits.small_connections, f"for manifests, lists and tokens from {address}", "wait")
 
     async def close(self) -> None:
         """End what is being fetched; the clients are their owner's to close."""
@@ -59,24 +86,15 @@ class Endpoint:
 
     async def send(self, request: Request, scope: str, handled: frozenset[int] = frozenset()) -> Response:
         """Send a GET or HEAD; raises an UpstreamError."""
-        await self._acquire()
+        lane = self._small if request.small else self._blobs
+        await lane.enter(self._limits.head_s)
         try:
             response = await self._tried(request, scope, handled)
         except BaseException:
-            self._free.release()
+            lane.leave()
             raise
-        response.on_close(self._free.release)
+        response.on_close(lane.leave)
         return response
-
-    async def _acquire(self) -> None:
-        try:
-            async with asyncio.timeout(self._limits.head_s):
-                await self._free.acquire()
-        except TimeoutError:
-            raise UpstreamTimeout(
-                f"all {self._limits.connections} connections to {self.address} have been in use for"
-                f" {self._limits.head_s:g} s: raise the limit or wait"
-            ) from None
 
     async def _tried(self, request: Request, scope: str, handled: frozenset[int]) -> Response:
         attempt = 1

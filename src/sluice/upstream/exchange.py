@@ -281,7 +281,7 @@ def _client(settings: UpstreamSettings, trust: Trust, *, own: bool, small: bool)
     builder = builder.connect_timeout(timedelta(seconds=limits.connect_s))
     builder = builder.read_timeout(timedelta(seconds=limits.pause_s))
     builder = builder.http2(small).http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
-    builder = builder.http2_initial_connection_window_size(limits.connections * STREAM_WINDOW_BYTES)
+    builder = builder.http2_initial_connection_window_size(limits.small_connections * STREAM_WINDOW_BYTES)
     if settings.proxy is not None:
         if urlsplit(settings.proxy).scheme not in PROXY_SCHEMES:
             raise ValueError(f"the proxy is not one of {', '.join(PROXY_SCHEMES)}")

@@ -56,7 +56,8 @@ class UpstreamLimits:
     between two pieces of a body that is being read. ``pause_s``: how long a body may wait for its reader before it is
     dropped, and how long a request that nobody waits for any more may linger. ``redirects``: followed in a row.
     ``tries``: of one request. ``backoff_s``, ``backoff_max_s``: before the second try, and at most.
-    ``connections``: requests in flight at once, to each address.
+    ``connections``: blobs in flight at once, from each address, readers who pause among them;
+    ``small_connections``: everything else, which never waits for a blob.
     """
 
     connect_s: float = 5.0
@@ -71,7 +72,8 @@ class UpstreamLimits:
     token_body_bytes: int = 256 * KIB
     manifest_bytes: int = 4 * MIB
     listing_bytes: int = 8 * MIB
-    connections: int = 64
+    connections: int = 1024
+    small_connections: int = 64
     allow_private_redirects: bool = False
 
 
