@@ -14,6 +14,7 @@ import pytest
 from cache.scripted import APP, LATEST, OTHER, POLICY, Cache, caching, read_all, until
 from sluice.cache.answers import Fetched, Kind
 from sluice.errors import (
+    BlobUnknown,
     ManifestUnknown,
     NameUnknown,
     SluiceError,
@@ -268,6 +269,22 @@ async def test_nothing_is_asked_again_within_seconds(tmp_path: Path) -> None:
         cache.clock.now += POLICY.negative_s
         cache.upstream.add_image(IMAGE)
         assert (IMAGE.digest, Kind.UPSTREAM, None) == story(await tag(cache))
+
+
+@pytest.mark.parametrize("ask", ["open_blob", "stat_blob"])
+async def test_a_digest_that_is_no_manifest_may_be_a_blob(tmp_path: Path, ask: str) -> None:
+    """Who asks for a layer as a manifest, or for a manifest as a blob, is told that there is none; whoever then asks
+    for it as what it is gets it."""
+    async with caching(tmp_path) as cache:
+        cache.upstream.add_image(IMAGE, CONFIG, LAYER)
+        layer = Digest.of(LAYER)
+        with pytest.raises(ManifestUnknown):
+            await cache.pull.manifest(APP, layer)
+        with pytest.raises(BlobUnknown):
+            await (cache.pull.stat_blob if ask == "stat_blob" else cache.pull.open_blob)(APP, IMAGE.digest)
+        assert IMAGE == await cache.pull.manifest(APP, IMAGE.digest)
+        assert len(LAYER) == (await cache.pull.stat_blob(APP, layer)).value
+        assert LAYER == await read_all(await cache.pull.open_blob(APP, layer))
 
 
 async def test_what_was_pushed_here_is_served_too(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
+from sluice.cache.absences import Absences
 from sluice.cache.answers import Fetched, Kind, Provenance
 from sluice.cache.fill import Fill, Fills
-from sluice.cache.flights import Flights, again
+from sluice.cache.flights import Flights
 from sluice.cache.listings import Listings
 from sluice.cache.policy import BlobAction, BlobFacts, CachePolicy, decide_blob, needs_proof
 from sluice.cache.readers import FillReader, ThroughReader
@@ -44,7 +45,6 @@ from sluice.store.local import LocalStore
 
 T = TypeVar("T")
 
-ABSENT_MAX = 10_000  # "there is none" remembered
 PROOFS_MAX = 10_000  # (repository, digest) that an upstream was asked about
 PROOF_S = 60.0
 PREFETCH_MAX = 64  # blobs of one manifest
@@ -71,7 +71,7 @@ class PullThrough:
         self._upstream = Mirrored(upstream, mirrors)
         self._fills = fills
         self._flights = Flights()
-        self._absent: Recent[tuple[Repository, str], SluiceError] = Recent(ABSENT_MAX, self.policy.negative_s, clock)
+        self._absences = Absences(self.policy.negative_s, clock, self.counters)
         self._proofs: Recent[tuple[Repository, Digest], bool] = Recent(PROOFS_MAX, PROOF_S, clock)
         self._listings = Listings(store, self._upstream, self._flights, self.policy, clock)
         self._tags = Tags(store, self._learn, self._flights, self.policy, self.counters, clock)
@@ -108,13 +108,8 @@ class PullThrough:
                 return self._counted(await self._store.resolve(repository, reference), Kind.HIT, fresh_s=math.inf)
             found = await self.fetch_manifest(repository, reference)
             return Fetched(_describe(found.value), found.provenance, found.fresh_s)
-        key = (repository, str(reference))
-        self._check_absent(key)
-        try:
+        with self._absences.noted("manifest", repository, reference):
             fetched = await self._tags.fetch(repository, reference)
-        except ABSENT as error:
-            self._absent.put(key, error)
-            raise
         self._store.use(repository, fetched.value.digest)
         self.counters.count(fetched.provenance)
         return fetched
@@ -125,14 +120,10 @@ class PullThrough:
         with contextlib.suppress(ManifestUnknown, NameUnknown, StoreDamaged):
             return self._counted(await self._store.manifest(repository, digest), Kind.HIT, fresh_s=math.inf)
         key = (repository, str(digest))
-        self._check_absent(key)
         kind = Kind.JOINED if self._flights.flying(key) else Kind.UPSTREAM
         deadline_s = self.policy.head_deadline_s
-        try:
+        with self._absences.noted("manifest", repository, digest):
             found = await self._flights.ask(key, lambda: self._bring_manifest(repository, digest), deadline_s)
-        except ABSENT as error:
-            self._absent.put(key, error)
-            raise
         return self._counted(found, kind, fresh_s=math.inf)
 
     async def fetch_blob(self, repository: Repository, digest: Digest, offset: int = 0) -> Fetched[BlobReader]:
@@ -145,18 +136,15 @@ class PullThrough:
             damaged = True
         except BlobUnknown:
             pass
-        self._check_absent((repository, str(digest)))
-        running = self._fills.find(digest)
-        if running is not None:
-            running.attach()  # before the first wait: it may end meanwhile
-        try:
-            return await self._fetch_missing(repository, digest, offset, (running, damaged))
-        except ABSENT as error:
-            self._absent.put((repository, str(digest)), error)
-            raise
-        finally:
+        with self._absences.noted("blob", repository, digest):
+            running = self._fills.find(digest)
             if running is not None:
-                running.detach()
+                running.attach()  # before the first wait: it may end meanwhile
+            try:
+                return await self._fetch_missing(repository, digest, offset, (running, damaged))
+            finally:
+                if running is not None:
+                    running.detach()
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> Fetched[int | None]:
         """The size of a blob, in bytes, without fetching it; None where the upstream does not tell."""
@@ -165,13 +153,8 @@ class PullThrough:
         running = self._fills.find(digest)
         if running is not None and running.size is not None and repository in running.repositories:
             return self._counted(running.size, Kind.JOINED)
-        key = (repository, str(digest))
-        self._check_absent(key)
-        try:
+        with self._absences.noted("blob", repository, digest):
             reader = await self._upstream.open_blob(repository, digest)
-        except ABSENT as error:
-            self._absent.put(key, error)
-            raise
         self._proofs.put((repository, digest), True)
         reader.close()
         return self._counted(reader.size, Kind.UPSTREAM)
@@ -341,12 +324,6 @@ class PullThrough:
         except SluiceError as error:
             self.counters.unkept += 1
             _log.warning("%s is passed through and not kept: %s", what, error.message)
-
-    def _check_absent(self, key: tuple[Repository, str]) -> None:
-        absent = self._absent.get(key)
-        if absent is not None:
-            self.counters.absent += 1
-            raise again(absent)
 
     def _counted(self, value: T, kind: Kind, reason: str | None = None, fresh_s: float = 0.0) -> Fetched[T]:
         fetched = Fetched(value, Provenance(kind, reason), fresh_s)
