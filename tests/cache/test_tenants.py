@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 
-from cache.scripted import APP, OTHER, POLICY, Clock
-from sluice.cache.tenants import PROOF_S, PROOFS_MAX, Caller, Tenants
+from cache.scripted import APP, OTHER, POLICY, Clock, until
+from sluice.cache.tenants import PROOF_S, PROOFS_MAX, Caller, Question, Tenants
 from sluice.errors import (
     Denied,
     ManifestUnknown,
@@ -32,19 +33,27 @@ class Gate:
         self.answer: SluiceError | None = None
         self.asked: list[Caller | None] = []
         self.let: Sequence[Caller | None] = (ANN,)
+        self.slow: dict[str, asyncio.Event] = {}
+        self.missing: set[str] = set()
 
-    async def ask(self, caller: Caller | None) -> None:
+    async def ask(self, about: str, caller: Caller | None) -> None:
         self.asked.append(caller)
         await asyncio.sleep(0)
+        if about in self.slow:
+            await self.slow[about].wait()
         if self.answer is not None:
             raise self.answer
         if caller not in self.let:
             raise UpstreamUnauthorized("401")
+        if about in self.missing:
+            raise ManifestUnknown("404")
 
-    async def enters(self, caller: Caller | None, repository: Repository = APP) -> type[SluiceError] | None:
+    async def enters(
+        self, caller: Caller | None, repository: Repository = APP, about: str = "v1"
+    ) -> type[SluiceError] | None:
         """None where the caller is let in, else the error."""
         try:
-            await self.tenants.require(repository, caller, self.ask)
+            await self.tenants.require(repository, caller, Question(about, partial(self.ask, about)))
         except SluiceError as error:
             return type(error)
         return None
@@ -105,6 +114,20 @@ async def test_one_question_at_a_time() -> None:
     gate = Gate()
     assert [None] * 5 + [Denied] * 5 == await asyncio.gather(*(gate.enters(one) for one in [ANN] * 5 + [BOB] * 5))
     assert 2 == len(gate.asked)
+    await gate.tenants.close()
+
+
+async def test_each_question_has_its_own_answer() -> None:
+    """Two things that are wanted at the same time: that there is not the one says nothing about the other, and being
+    let in for the other says nothing about the one."""
+    gate = Gate()
+    gate.missing, gate.slow = {"nope"}, {"nope": asyncio.Event()}
+    nope = asyncio.create_task(gate.enters(ANN, about="nope"))
+    await until(lambda: gate.asked)
+    assert await gate.enters(ANN, about="v1") is None
+    gate.slow["nope"].set()
+    assert await nope is ManifestUnknown
+    assert [ANN, ANN] == gate.asked
     await gate.tenants.close()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,11 +12,59 @@ import pytest
 from integration.callers import ask, basic, with_users
 from sluice.oci.digest import Digest
 from sluice.server.users import Role
+from sluice.testing.client import Answer
 from sluice.testing.server import SluiceServer
-from sluice.testing.upstreams import Scheme, Unauthorized, UpstreamContent, UpstreamServer
+from sluice.testing.upstreams import Scheme, SeenRequest, Stall, Unauthorized, UpstreamContent, UpstreamServer
 
 LAYER = b"private" * 40_000
+SLOW_S = 5.0  # for which an upstream does not answer
 USERS = [("ann", Role.READ, ()), ("bob", Role.READ, ())]
+
+
+@dataclass
+class Site:
+    """A server that lets in whom its upstream lets: ``ann`` and, with credentials of its own, itself."""
+
+    content: UpstreamContent
+    upstream: UpstreamServer
+    server: SluiceServer
+    access: Unauthorized
+
+    def get(self, path: str, caller: str = "ann") -> Answer:
+        return ask(self.server, "GET", path, basic(caller))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """In Proxy mode, with an image at the upstream and nothing held."""
+    content = UpstreamContent()
+    content.push_image("team/app", "v1", [LAYER])
+    password = tmp_path / "password"
+    password.write_text("ours\n")
+    data = with_users(tmp_path / "data", USERS)
+    flags = ["--upstream-user", "sluice", "--upstream-password-file", str(password), "--cache-authorize", "upstream"]
+    flags += ["--mode", "proxy", "--access-challenge", "basic"]
+    with UpstreamServer(content) as upstream:
+        access = Unauthorized(users={"sluice": "ours", "ann": "secret"}, scheme=Scheme.BASIC)
+        upstream.faults = [access]
+        with SluiceServer(data, *flags, "--upstream", upstream.address) as server:
+            yield Site(content, upstream, server, access)
+
+
+def test_a_tag_is_not_missing_because_another_one_is(site: Site) -> None:
+    """While the upstream is slow to say that there is no such tag, the same caller gets a tag that there is."""
+
+    def is_nope(request: SeenRequest) -> bool:
+        return request.path.endswith("/nope")
+
+    site.upstream.faults = [site.access, Stall(when=is_nope)]
+    with ThreadPoolExecutor() as threads:
+        nope = threads.submit(site.get, "team/app/manifests/nope")
+        site.upstream.wait_for(lambda: any(map(is_nope, site.upstream.requests)))
+        v1 = threads.submit(site.get, "team/app/manifests/v1")
+        wait([v1], timeout=SLOW_S)
+        site.upstream.faults = [site.access]
+        assert [200, 404] == [v1.result().status, nope.result().status]
 
 
 @pytest.mark.parametrize("scheme", [Scheme.BASIC, Scheme.BEARER])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 
 from sluice.cache.flights import Flights
@@ -34,8 +34,13 @@ class Caller:
     password: str = field(repr=False)
 
 
-Ask = Callable[[Caller | None], Awaitable[object]]
-"""Ask the upstream for what is wanted with these credentials (None: without any); raises what it answers."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Something that is wanted of a repository. ``about`` tells it from what else may be wanted there; ``ask`` asks the
+    upstream with these credentials (None: without any), and raises what it answers."""
+
+    about: Hashable
+    ask: Callable[[Caller | None], Awaitable[object]]
 
 
 class Tenants:
@@ -50,8 +55,8 @@ class Tenants:
         self._allowed: Recent[tuple[bytes, Repository], bool] = Recent(PROOFS_MAX, PROOF_S, clock)
         self._refused: Recent[tuple[bytes, Repository], bool] = Recent(PROOFS_MAX, policy.negative_s, clock)
 
-    async def require(self, repository: Repository, caller: Caller | None, ask: Ask) -> None:
-        """Return where the upstream lets the caller have what ``ask`` asks for.
+    async def require(self, repository: Repository, caller: Caller | None, question: Question) -> None:
+        """Return where the upstream lets the caller have what ``question`` is about.
 
         Raises Denied where it does not, its word that there is no such thing, or an UpstreamError where it cannot be
         asked and has not let the caller in lately.
@@ -62,7 +67,9 @@ class Tenants:
         if self._refused.get(key) is not None:
             raise _denied(repository, caller)
         try:
-            await self._flights.ask(key, lambda: self._ask(ask, caller), self._deadline_s)
+            # What one answer may say of another question, _allowed and _refused remember; a 404 says nothing of it.
+            flight = (*key, question.about)
+            await self._flights.ask(flight, lambda: self._ask(question, caller), self._deadline_s)
         except UpstreamUnauthorized:
             self._allowed.forget(key)
             self._refused.put(key, True)
@@ -82,8 +89,8 @@ class Tenants:
         """End what is being asked; idempotent."""
         await self._flights.close()
 
-    async def _ask(self, ask: Ask, caller: Caller | None) -> None:
-        await ask(caller)
+    async def _ask(self, question: Question, caller: Caller | None) -> None:
+        await question.ask(caller)
 
     def _hash(self, caller: Caller | None) -> bytes:
         if caller is None:

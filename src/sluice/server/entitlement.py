@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sluice.cache.tenants import Caller, Tenants
+from sluice.cache.tenants import Caller, Question, Tenants
 from sluice.oci.digest import Digest
 from sluice.oci.reference import Repository
 from sluice.upstream.settings import Anonymous, StaticPassword
@@ -51,7 +51,8 @@ class Entitlement:
             else:
                 await upstream.admits(own, route.reference if route.kind is Kind.MANIFEST else None, credentials)
 
-        await self._tenants.require(route.repository, caller, ask)
+        question = Question((route.kind, str(route.reference)), ask)
+        await self._tenants.require(route.repository, caller, question)
 
     async def close(self) -> None:
         """End what is being asked; idempotent."""
