@@ -13,6 +13,7 @@ from sluice.cache.tenants import PROOF_S, PROOFS_MAX, Caller, Question, Tenants
 from sluice.errors import (
     Denied,
     ManifestUnknown,
+    NameUnknown,
     SluiceError,
     UpstreamFailed,
     UpstreamUnauthorized,
@@ -35,6 +36,11 @@ class Gate:
         self.let: Sequence[Caller | None] = (ANN,)
         self.slow: dict[str, asyncio.Event] = {}
         self.missing: set[str] = set()
+        self.ours: SluiceError | None = ManifestUnknown("404")
+
+    async def ask_as_us(self, about: str) -> None:
+        if self.ours is not None:
+            raise self.ours
 
     async def ask(self, about: str, caller: Caller | None) -> None:
         self.asked.append(caller)
@@ -53,7 +59,9 @@ class Gate:
     ) -> type[SluiceError] | None:
         """None where the caller is let in, else the error."""
         try:
-            await self.tenants.require(repository, caller, Question(about, partial(self.ask, about)))
+            await self.tenants.require(
+                repository, caller, Question(about, partial(self.ask, about), partial(self.ask_as_us, about))
+            )
         except SluiceError as error:
             return type(error)
         return None
@@ -97,9 +105,10 @@ async def test_an_outage_locks_nobody_out_and_lets_nobody_in(trouble: SluiceErro
 
 
 async def test_a_lost_right_does_not_come_back_in_an_outage() -> None:
-    """Once the upstream has refused a caller, or said that there is no such thing, an outage restores nothing."""
+    """Once the upstream has refused a caller, or has hidden from him what it has for us, an outage restores nothing."""
     for answer in (UpstreamUnauthorized("401"), ManifestUnknown("404")):
         gate = Gate()
+        gate.ours = None
         assert await gate.enters(ANN) is None
         gate.clock.now += PROOF_S
         gate.answer = answer
@@ -107,6 +116,21 @@ async def test_a_lost_right_does_not_come_back_in_an_outage() -> None:
         gate.clock.now += PROOF_S
         gate.answer = DOWN
         assert await gate.enters(ANN) is UpstreamUnreachable
+
+
+@pytest.mark.parametrize("ours", [ManifestUnknown("404"), NameUnknown("404"), DOWN, UpstreamUnauthorized("401")])
+async def test_a_404_locks_nobody_out_and_lets_nobody_in(ours: SluiceError) -> None:
+    """Who was let in and asks for what is not there, for us either as far as anybody knows, stays in, also when the
+    upstream cannot be asked any more. Who was never let in gets the 404, and is not in."""
+    gate = Gate()
+    gate.ours, gate.missing, gate.let = ours, {"nope"}, (ANN, BOB)
+    assert [None, ManifestUnknown] == [await gate.enters(ANN), await gate.enters(BOB, about="nope")]
+    gate.clock.now += PROOF_S
+    assert [None, ManifestUnknown] == [await gate.enters(one, about="nope") for one in (ANN, BOB)]
+    gate.answer = DOWN
+    assert [None, UpstreamUnreachable] == [await gate.enters(one) for one in (ANN, BOB)]
+    gate.clock.now += POLICY.tag_stale_max_s - PROOF_S
+    assert UpstreamUnreachable is await gate.enters(ANN)  # a 404 is no new proof
 
 
 async def test_one_question_at_a_time() -> None:
@@ -118,15 +142,15 @@ async def test_one_question_at_a_time() -> None:
 
 
 async def test_each_question_has_its_own_answer() -> None:
-    """Two things that are wanted at the same time: that there is not the one says nothing about the other, and being
-    let in for the other says nothing about the one."""
+    """Two things that are wanted at the same time: that there is not the one does not keep the caller from the other,
+    and who is let in for the other is in, whatever there is of the one."""
     gate = Gate()
     gate.missing, gate.slow = {"nope"}, {"nope": asyncio.Event()}
     nope = asyncio.create_task(gate.enters(ANN, about="nope"))
     await until(lambda: gate.asked)
     assert await gate.enters(ANN, about="v1") is None
     gate.slow["nope"].set()
-    assert await nope is ManifestUnknown
+    assert await nope is None
     assert [ANN, ANN] == gate.asked
     await gate.tenants.close()
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cache.scripted import Clock
 
 from integration.callers import ask, basic, with_users
+from sluice.cache.policy import CachePolicy
+from sluice.cache.tenants import PROOF_S, Tenants
+from sluice.errors import BlobUnknown, ManifestUnknown, NameUnknown
 from sluice.oci.digest import Digest
+from sluice.server.entitlement import Entitlement
 from sluice.server.users import Role
 from sluice.testing.client import Answer
 from sluice.testing.server import SluiceServer
-from sluice.testing.upstreams import Scheme, SeenRequest, Stall, Unauthorized, UpstreamContent, UpstreamServer
+from sluice.testing.upstreams import Failing, Scheme, SeenRequest, Stall, Unauthorized, UpstreamContent, UpstreamServer
+from sluice.upstream.registry import RemoteRegistry
+from sluice.upstream.settings import PasswordFile, UpstreamSettings
+from sluice.wire.address import parse_upstream
+from sluice.wire.route import parse_route
 
 LAYER = b"private" * 40_000
 SLOW_S = 5.0  # for which an upstream does not answer
@@ -65,6 +75,39 @@ def test_a_tag_is_not_missing_because_another_one_is(site: Site) -> None:
         wait([v1], timeout=SLOW_S)
         site.upstream.faults = [site.access]
         assert [200, 404] == [v1.result().status, nope.result().status]
+
+
+@pytest.mark.parametrize("path", ["manifests/v1", f"blobs/{Digest.of(LAYER)}", "tags/list"])
+def test_what_a_404_says_of_a_caller(tmp_path: Path, path: str) -> None:
+    """An upstream that says 404 to somebody who was in, and to us too, has lost the thing, and he stays in; where it
+    has the thing for us, it hides it from him, and he is out."""
+
+    def is_ann(request: SeenRequest) -> bool:
+        return request.headers.get("authorization") == basic("ann")
+
+    async def story(upstream: UpstreamServer) -> None:
+        address, clock = parse_upstream(upstream.address), Clock()
+        remote = RemoteRegistry(UpstreamSettings("", address, credentials=PasswordFile("sluice", password)))
+        entitlement = Entitlement(remote, {}, Tenants(CachePolicy(), clock))
+        await entitlement.require(route, ann)
+        clock.now += PROOF_S
+        upstream.faults = [access, Failing(404)]
+        await entitlement.require(route, ann)
+        upstream.faults = [access, Failing(404, when=is_ann)]
+        for _ in range(2):
+            with pytest.raises((ManifestUnknown, BlobUnknown, NameUnknown)):
+                await entitlement.require(route, ann)
+        await entitlement.close()
+        await remote.close()
+
+    content = UpstreamContent()
+    content.push_image("team/app", "v1", [LAYER])
+    route, ann = parse_route(f"/v2/team/app/{path}".encode()), basic("ann").encode()
+    password = tmp_path / "password"
+    password.write_text("ours\n")
+    access = Unauthorized(users={"sluice": "ours", "ann": "secret"}, scheme=Scheme.BASIC)
+    with UpstreamServer(content, faults=[access]) as upstream:
+        asyncio.run(story(upstream))
 
 
 @pytest.mark.parametrize("scheme", [Scheme.BASIC, Scheme.BEARER])

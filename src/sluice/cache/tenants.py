@@ -5,6 +5,11 @@ credentials. The upstream is asked once for each caller and repository, with wha
 good for ``PROOF_S`` seconds. While it cannot be asked, the last time it let the caller in is good for
 ``tag_stale_max_s``: an outage must not lock out those who were in, and lets nobody new in.
 
+A 404 is ambiguous: to some upstreams, what one may not see is not there. Who was never let in gets it as it is, held or
+not. About who was let in before, our own credentials decide: where the upstream has the same thing for us, it hides it
+from the caller, whose right is gone; else the 404 is about the thing alone, and whether that is served nevertheless is
+not decided here.
+
 No password is kept: a caller is remembered by a keyed hash, whose key ends with the process.
 """
 
@@ -37,10 +42,11 @@ class Caller:
 @dataclass(frozen=True, slots=True)
 class Question:
     """Something that is wanted of a repository. ``about`` tells it from what else may be wanted there; ``ask`` asks the
-    upstream with these credentials (None: without any), and raises what it answers."""
+    upstream with these credentials (None: without any), ``ask_as_us`` with ours; both raise what it answers."""
 
     about: Hashable
     ask: Callable[[Caller | None], Awaitable[object]]
+    ask_as_us: Callable[[], Awaitable[object]]
 
 
 class Tenants:
@@ -56,10 +62,11 @@ class Tenants:
         self._refused: Recent[tuple[bytes, Repository], bool] = Recent(PROOFS_MAX, policy.negative_s, clock)
 
     async def require(self, repository: Repository, caller: Caller | None, question: Question) -> None:
-        """Return where the upstream lets the caller have what ``question`` is about.
+        """Return where the upstream lets the caller have what ``question`` is about, or lets him in and does not have
+        it any more.
 
-        Raises Denied where it does not, its word that there is no such thing, or an UpstreamError where it cannot be
-        asked and has not let the caller in lately.
+        Raises Denied where it does not, its word that there is no such thing for this caller, or an UpstreamError where
+        it cannot be asked and has not let the caller in lately.
         """
         key = (self._hash(caller), repository)
         if self._allowed.get(key) is not None:
@@ -75,11 +82,14 @@ class Tenants:
             self._refused.put(key, True)
             raise _denied(repository, caller) from None
         except ABSENT:
-            self._allowed.forget(key)  # to some upstreams, what one may not see is not there
-            raise
+            if not self._was_let_in(key):
+                raise
+            if await self._is_there_for_us(repository, question):
+                self._allowed.forget(key)
+                raise
+            return
         except UpstreamError:
-            since = self._allowed.since(key)
-            if since is None or not 0 <= self._clock() - since < self._stale_max_s:
+            if not self._was_let_in(key):
                 raise
             return
         self._refused.forget(key)
@@ -89,8 +99,24 @@ class Tenants:
         """End what is being asked; idempotent."""
         await self._flights.close()
 
+    def _was_let_in(self, key: tuple[bytes, Repository]) -> bool:
+        since = self._allowed.since(key)
+        return since is not None and 0 <= self._clock() - since < self._stale_max_s
+
+    async def _is_there_for_us(self, repository: Repository, question: Question) -> bool:
+        """False where nobody knows, too: then the last time that the caller was let in counts, as in an outage."""
+        flight = ("ours", repository, question.about)
+        try:
+            await self._flights.ask(flight, lambda: self._ask_as_us(question), self._deadline_s)
+        except (UpstreamError, *ABSENT):
+            return False
+        return True
+
     async def _ask(self, question: Question, caller: Caller | None) -> None:
         await question.ask(caller)
+
+    async def _ask_as_us(self, question: Question) -> None:
+        await question.ask_as_us()
 
     def _hash(self, caller: Caller | None) -> bytes:
         if caller is None:

@@ -7,12 +7,13 @@ credentials that the caller sent to us; tokens of ours say nothing to it, so the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sluice.cache.tenants import Caller, Question, Tenants
 from sluice.oci.digest import Digest
 from sluice.oci.reference import Repository
-from sluice.upstream.settings import Anonymous, StaticPassword
+from sluice.upstream.settings import Anonymous, CredentialSettings, StaticPassword
 from sluice.wire.credentials import BasicCredentials, parse_authorization
 from sluice.wire.route import Kind, Route
 
@@ -43,15 +44,17 @@ class Entitlement:
         found = parse_authorization(authorization)
         caller = Caller(found.name, found.password) if isinstance(found, BasicCredentials) else None
 
-        async def ask(one: Caller | None) -> None:
-            credentials = Anonymous() if one is None else StaticPassword(one.name, one.password)
+        async def ask_with(credentials: CredentialSettings | None) -> None:
             if route.kind is Kind.BLOB:
                 assert isinstance(route.reference, Digest)
                 await upstream.admits_blob(own, route.reference, credentials)
             else:
                 await upstream.admits(own, route.reference if route.kind is Kind.MANIFEST else None, credentials)
 
-        question = Question((route.kind, str(route.reference)), ask)
+        async def ask(one: Caller | None) -> None:
+            await ask_with(Anonymous() if one is None else StaticPassword(one.name, one.password))
+
+        question = Question((route.kind, str(route.reference)), ask, partial(ask_with, None))
         await self._tenants.require(route.repository, caller, question)
 
     async def close(self) -> None:

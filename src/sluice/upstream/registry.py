@@ -84,16 +84,16 @@ class RemoteRegistry:
         """Manifests whose ``subject`` is this digest, in digest order; empty where there are none."""
         return await self._first(lambda endpoint: listing.referrers(endpoint, repository, subject))
 
-    async def admits(self, repository: Repository, reference: Reference | None, who: CredentialSettings) -> None:
-        """Return where the upstream itself lets somebody else have a manifest, or without ``reference`` the list of
-        tags: asked with ``who`` for credentials, and not with ours. Raises what it answers."""
+    async def admits(self, repository: Repository, reference: Reference | None, who: CredentialSettings | None) -> None:
+        """Return where the upstream itself, no mirror, lets somebody have a manifest, or without ``reference`` the list
+        of tags: asked with ``who`` for credentials (None: with ours). Raises what it answers."""
         async with self._as(who) as endpoint:
             if reference is None:
                 await listing.tags(endpoint, repository, 1, None)
             else:
                 await manifests.resolve(endpoint, repository, reference)
 
-    async def admits_blob(self, repository: Repository, digest: Digest, who: CredentialSettings) -> None:
+    async def admits_blob(self, repository: Repository, digest: Digest, who: CredentialSettings | None) -> None:
         """``admits`` for a blob, of which no body is read."""
         async with self._as(who) as endpoint:
             opened = await open_at(endpoint, repository, digest, 0)
@@ -101,8 +101,11 @@ class RemoteRegistry:
                 opened.response.close()
 
     @asynccontextmanager
-    async def _as(self, who: CredentialSettings) -> AsyncIterator[Endpoint]:
+    async def _as(self, who: CredentialSettings | None) -> AsyncIterator[Endpoint]:
         home = self._endpoints[0]
+        if who is None:
+            yield home
+            return
         endpoint = Endpoint(home.address, self.settings, who, self._clients, self._clock, home.breaker)
         try:
             yield endpoint
