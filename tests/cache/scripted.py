@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sluice.cache.answers import CacheCounters
-from sluice.cache.fill import Fills
+from sluice.cache.fills import Fills
 from sluice.cache.policy import CachePolicy
 from sluice.cache.pullthrough import PullThrough
 from sluice.cache.space import Reach, Space, SpaceSettings

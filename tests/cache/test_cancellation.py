@@ -79,7 +79,7 @@ async def test_a_fill_that_waits_is_closed_too(tmp_path: Path, stage: str) -> No
         "pausing": [Body(cut_at=400_000), Body(refuse=UpstreamFailed("503"))],
         "committing": [Body()],
     }
-    async with caching(tmp_path, replace(POLICY, fills_max=1, fill_pause_s=3600.0)) as cache:
+    async with caching(tmp_path, replace(POLICY, fills_max=1, queue_s=3600.0, fill_pause_s=3600.0)) as cache:
         if stage == "waiting for a slot":
             other = asyncio.create_task(pull(cache, cache.upstream.add_blob(b"first", Body(head=never))))
             await until(lambda: cache.counters.fills_active)

@@ -12,7 +12,8 @@ import pytest
 from cache import scripted, test_cancellation, test_disk_full, test_fill, test_pullthrough
 from cache.scripted import Body
 from sluice.cache import fill, policy, readers, tags
-from sluice.cache.fill import Fill, Fills
+from sluice.cache.fill import Fill
+from sluice.cache.fills import Fills
 from sluice.cache.sources import Opener
 from sluice.cache.spool import Spool
 from sluice.oci.content import BlobReader

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cache.scripted import APP, OTHER, POLICY, Body, caching, read_all, until
+from cache.scripted import APP, OTHER, PATIENCE_S, POLICY, Body, caching, read_all, until
 from sluice.cache.answers import Kind
-from sluice.cache.fill import Fills
+from sluice.cache.fills import Fills
 from sluice.errors import BlobUnknown, Unavailable, UpstreamInvalid, UpstreamUnauthorized
 from sluice.oci.reference import Repository
 
@@ -23,7 +23,7 @@ SMALL = os.urandom(50_000)
 
 async def test_fills_are_limited_and_wait_in_order(tmp_path: Path) -> None:
     """``fills_max`` run, ``queue_max`` wait for their turn in the order in which they came, and more are refused."""
-    async with caching(tmp_path, replace(POLICY, fills_max=2, queue_max=3)) as cache:
+    async with caching(tmp_path, replace(POLICY, fills_max=2, queue_max=3, queue_s=PATIENCE_S)) as cache:
         gates = [asyncio.Event() for _ in range(5)]
         blobs = [bytes([number]) * 10 for number in range(6)]
         digests = [

@@ -49,7 +49,8 @@ class Fetched(Generic[T]):
 class CacheCounters:
     """Plain numbers for metrics; ``fills_active`` and ``fills_queued`` are gauges, all else only grows.
 
-    ``answers`` and ``stale`` have a bounded set of keys: the values of ``Kind``, and the reasons of stale answers.
+    ``answers``, ``stale`` and ``bypassed`` have a bounded set of keys: the values of ``Kind``, and the reasons of stale
+    answers and of those that went past the cache. ``fills_given_way``: fills that nobody read, ended for others.
     ``absent``: "there is none", from memory. ``resumes``: bodies that went on after a break. ``invalid``: bodies that
     were not what their digest says. ``diverted``: readers of a fill that went on straight from the upstream.
     ``unkept``: content that the store had no room for.
@@ -57,12 +58,14 @@ class CacheCounters:
 
     answers: Counter[str] = field(default_factory=Counter)
     stale: Counter[str] = field(default_factory=Counter)
+    bypassed: Counter[str] = field(default_factory=Counter)
     absent: int = 0
     fills_active: int = 0
     fills_queued: int = 0
     fills_begun: int = 0
     fills_done: int = 0
     fills_failed: int = 0
+    fills_given_way: int = 0
     fills_prefetched: int = 0
     upstream_bytes: int = 0
     resumes: int = 0
@@ -82,3 +85,5 @@ class CacheCounters:
         self.answers[provenance.kind.value] += 1
         if provenance.kind is Kind.STALE:
             self.stale[provenance.reason or "unknown"] += 1
+        if provenance.kind is Kind.BYPASS:
+            self.bypassed[provenance.reason or "unknown"] += 1

@@ -1,8 +1,9 @@
 """The fill: one blob on its way from the upstream into the store, whoever waits for it.
 
-``Fills`` has one ``Fill`` for each digest. A fill is a task of the application. It appends to an upload session of the
-store while hashing, goes on at its offset when an upstream breaks off, and ends in a commit, or in nothing at all.
-Readers (``cache.readers``) attach at any offset, read from the session's file at their own speed, and may all leave.
+``Fills`` (``cache.fills``) has one ``Fill`` for each digest. A fill is a task of the application. It appends to an
+upload session of the store while hashing, goes on at its offset when an upstream breaks off, and ends in a commit, or
+in nothing at all. Readers (``cache.readers``) attach at any offset, read from the session's file at their own speed,
+and may all leave: the fill goes on, unless another one that is read needs its slot.
 
 What readers may see: up to the last ``WITHHELD_BYTES`` of the blob as it comes, these when the digest is verified. So
 nobody ever holds a complete blob that is not what its digest says. Of a blob of up to ``small_blob_bytes`` not even the
@@ -16,15 +17,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
 
 from sluice.cache.answers import CacheCounters
 from sluice.cache.chunks import CHUNK_BYTES_MIN, PATIENCE_S, next_batch, next_chunk_bytes, share_bytes
 from sluice.cache.flights import again, patiently
 from sluice.cache.policy import CachePolicy, is_far
-from sluice.cache.recent import Recent
 from sluice.cache.sources import Opener, pause_s
-from sluice.cache.space import Space
 from sluice.cache.spool import Spool, open_spool
 from sluice.errors import (
     BlobUnknown,
@@ -39,11 +39,12 @@ from sluice.errors import (
 from sluice.oci.content import BlobReader
 from sluice.oci.digest import Digest, Hasher
 from sluice.oci.reference import Repository
-from sluice.store.local import LocalStore
+
+if TYPE_CHECKING:
+    from sluice.cache.fills import Fills
 
 WITHHELD_BYTES = 64 << 10
 REHASH_BYTES = 1 << 20
-WRONG_MAX = 10_000  # (repository, digest) whose bytes were wrong
 
 _log = logging.getLogger(__name__)
 
@@ -52,13 +53,25 @@ class Fill:
     """One blob on its way in. ``size`` is None until the upstream has told, and for ever where it does not.
 
     ``verified``: all bytes are here and are those of the digest; ``complete``: they are the store's, for good.
-    ``error`` says how it failed; ``refused``: it was the store, not the upstream.
+    ``error`` says how it failed; ``refused``: it was the store, not the upstream; ``gave_way``: nobody read it, and
+    another one took its slot. ``queued``: it waits for one. ``lane``: whose slots it takes. ``task`` is its own.
     """
 
     def __init__(
-        self, digest: Digest, repository: Repository, openers: Sequence[Opener], fills: Fills, *, replace: bool
+        self,
+        digest: Digest,
+        repository: Repository,
+        openers: Sequence[Opener],
+        fills: Fills,
+        *,
+        replace: bool,
+        lane: Hashable = None,
     ) -> None:
         self.digest = digest
+        self.lane = lane
+        self.task: asyncio.Task[None] | None = None
+        self.queued = True
+        self.gave_way = False
         self.repositories = [repository]
         self.openers = tuple(openers)
         self.size: int | None = None
@@ -91,6 +104,16 @@ class Fill:
         return 0 if self._spool is None else self._spool.written
 
     @property
+    def wanted(self) -> bool:
+        """Whether somebody reads it."""
+        return self._readers > 0
+
+    @property
+    def parting(self) -> bool:
+        """Whether it has failed, or all its bytes are here: it ends by itself."""
+        return self.verified or self.error is not None
+
+    @property
     def readable(self) -> int:
         """Bytes from the start that readers may have now."""
         if self.verified:
@@ -107,6 +130,15 @@ class Fill:
         if repository not in self.repositories:
             self.repositories.append(repository)
             self._leases.append(self._fills.store.leases.take(repository, self.digest))
+
+    async def turn(self) -> bool:
+        """Wait up to ``queue_s`` seconds for its slot; False where it is queued still. Raises how the fill failed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.policy.queue_s):
+                while self.queued:
+                    self._check()
+                    await self._moved.wait()
+        return not self.queued
 
     async def head(self) -> None:
         """Wait until there is a head to show; raises how the fill failed, or UpstreamTimeout while it goes on."""
@@ -143,14 +175,26 @@ class Fill:
     def attach(self) -> None:
         """One more reader needs the bytes."""
         self._readers += 1
+        if self._readers == 1:
+            self._fills.slots.settle()
 
     def detach(self) -> None:
         """One reader less."""
         self._readers -= 1
         self._release()
+        if self._readers == 0:
+            self._fills.slots.settle()
+
+    def give_way(self) -> None:
+        """End, for a fill that somebody reads: nobody reads this one. Who asks for the blob now gets another fill."""
+        assert self.task is not None
+        self.gave_way = True
+        self._fail(Unavailable(f"blob {self.digest} is no longer being fetched: nobody read it, and others wait"))
+        self.task.cancel()
 
     async def run(self) -> None:
         """Do it all. Raises nothing that is not a bug, but CancelledError; leaves nothing behind where it fails."""
+        self._notify()  # whoever waits for its turn
         try:
             await self._copy()
             await self._commit()
@@ -295,103 +339,3 @@ class Fill:
             self._spool.tail.close()
         for lease in self._leases:
             self._fills.store.leases.drop(lease)
-
-
-class Fills:
-    """The fills of one store, one for each digest. For one event loop; ``close`` before the store is closed."""
-
-    def __init__(
-        self,
-        store: LocalStore,
-        policy: CachePolicy,
-        counters: CacheCounters,
-        clock: Callable[[], float],
-        space: Space | None = None,
-    ) -> None:
-        self.store = store
-        self.policy = policy
-        self.counters = counters
-        self.space = space
-        self._slots = asyncio.Semaphore(policy.fills_max)  # first come, first served
-        self._fills: dict[Digest, Fill] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._wrong: Recent[tuple[Repository, Digest], SluiceError] = Recent(WRONG_MAX, policy.negative_s, clock)
-        self._active = 0
-        self._shown = 0, 0  # of what the gauges tell, what is ours
-        self._closed = False
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def find(self, digest: Digest) -> Fill | None:
-        """The running or waiting fill of a digest."""
-        found = self._fills.get(digest)
-        return None if found is None or found.error is not None else found
-
-    def begin(
-        self, digest: Digest, repository: Repository, openers: Sequence[Opener], *, replace: bool = False
-    ) -> Fill:
-        """The fill of a digest, joined or begun. ``openers``: the upstream, then its mirrors. ``replace`` what is held:
-        it is damaged. Raises Unavailable where too many wait, and UpstreamInvalid shortly after wrong bytes came."""
-        running = self.find(digest)
-        if running is not None:
-            running.join(repository)
-            return running
-        wrong = self._wrong.get((repository, digest))
-        if wrong is not None:
-            raise again(wrong)
-        if self._closed:
-            raise Unavailable("the cache is closed: the server is stopping")
-        if len(self._tasks) >= self.policy.fills_max + self.policy.queue_max:
-            raise Unavailable(
-                f"{self.policy.fills_max} blobs are being fetched and {self.policy.queue_max} more wait: try again"
-            )
-        fill = self._fills[digest] = Fill(digest, repository, openers, self, replace=replace)
-        task = asyncio.create_task(self._run(fill), name=f"fill {digest}")
-        self._tasks.add(task)
-        task.add_done_callback(lambda done: self._ended(fill, done))
-        self.counters.fills_begun += 1
-        self._gauge()
-        return fill
-
-    async def finish(self) -> None:
-        """Wait until none runs or waits; others may begin meanwhile."""
-        while self._tasks:
-            await asyncio.wait(tuple(self._tasks))
-
-    async def close(self) -> None:
-        """End all fills and drop what they brought; idempotent."""
-        self._closed = True
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _run(self, fill: Fill) -> None:
-        async with self._slots:
-            self._active += 1
-            self._gauge()
-            try:
-                await fill.run()
-            finally:
-                self._active -= 1
-
-    def _ended(self, fill: Fill, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if self._fills.get(fill.digest) is fill:
-            del self._fills[fill.digest]
-        failure = None if task.cancelled() else task.exception()
-        if failure is not None:
-            _log.error("the fill of blob %s failed", fill.digest, exc_info=failure)
-        fill.end()
-        self._gauge()
-        if fill.complete:
-            self.counters.fills_done += 1
-            return
-        self.counters.fills_failed += 1
-        if isinstance(fill.error, UpstreamInvalid):
-            self._wrong.put((fill.repositories[0], fill.digest), fill.error)
-
-    def _gauge(self) -> None:
-        before, self._shown = self._shown, (self._active, len(self._tasks) - self._active)
-        self.counters.move_fills(before, self._shown)

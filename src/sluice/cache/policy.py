@@ -27,10 +27,10 @@ class CachePolicy:
 
     Blobs: ``head_deadline_s`` is how long a reader waits for the upstream's head, ``small_blob_bytes`` the size up to
     which a blob is verified before anything is said about it, ``far_range_bytes`` how far ahead of a fill a reader may
-    be and still wait for it. ``fills_max`` fills run at once and ``queue_max`` more wait. ``fill_tries`` times in a
-    row the upstream and its mirrors may bring no byte before a fill that has begun gives up, ``fill_pause_s`` seconds
-    (doubling) apart. ``prefetch``: fetch what an image
-    manifest names before anybody asks.
+    be and still wait for it. ``fills_max`` fills run at once (``cache.slots`` says which) and ``queue_max`` more wait;
+    a reader waits for its fill's turn for ``queue_s`` seconds. ``fill_tries`` times in a row the upstream and its
+    mirrors may bring no byte before a fill that has begun gives up, ``fill_pause_s`` seconds (doubling) apart.
+    ``prefetch``: fetch what an image manifest names before anybody asks.
     """
 
     tag_fresh_s: float = 60.0
@@ -43,6 +43,7 @@ class CachePolicy:
     small_blob_bytes: int = 128 << 10
     fills_max: int = 16
     queue_max: int = 1024
+    queue_s: float = 1.0
     fill_tries: int = 5
     fill_pause_s: float = 0.2
     prefetch: bool = False

@@ -20,7 +20,8 @@ from typing import TypeVar
 
 from sluice.cache.absences import Absences
 from sluice.cache.answers import Fetched, Kind, Provenance
-from sluice.cache.fill import Fill, Fills
+from sluice.cache.fill import Fill
+from sluice.cache.fills import Fills
 from sluice.cache.flights import Flights
 from sluice.cache.listings import Listings
 from sluice.cache.policy import BlobAction, BlobFacts, CachePolicy, decide_blob, needs_proof
@@ -209,7 +210,8 @@ class PullThrough:
                 if await self._store.link(repository, digest):
                     return self._counted(await self._store.open_blob(repository, digest), Kind.HIT)
             damaged = True
-        begin = partial(self._fills.begin, digest, repository, self._upstream.openers(repository, digest))
+        openers = self._upstream.openers(repository, digest)
+        begin = partial(self._fills.begin, digest, repository, openers, lane=self._upstream)
         if running is None or running.error is not None:
             running = begin(replace=damaged)
         running.join(repository)
@@ -217,17 +219,19 @@ class PullThrough:
             return await self._go_past(repository, digest, offset, "far ahead of the fill")
         kind = Kind.JOINED if action is BlobAction.JOIN else Kind.STARTED
         try:
-            return await self._read_fill(running, repository, kind)
+            return await self._read_fill(running, repository, kind, offset)
         except (UpstreamError, *ABSENT):
             if running.error is None or running.repositories[0] == repository:
                 raise
         # Another repository's upstream failed; this one's own has not been asked.
-        return await self._read_fill(begin(replace=damaged), repository, Kind.STARTED)
+        return await self._read_fill(begin(replace=damaged), repository, Kind.STARTED, offset)
 
-    async def _read_fill(self, fill: Fill, repository: Repository, kind: Kind) -> Fetched[BlobReader]:
+    async def _read_fill(self, fill: Fill, repository: Repository, kind: Kind, offset: int) -> Fetched[BlobReader]:
         fill.attach()
         try:
-            await fill.head()
+            begun = await fill.turn()
+            if begun:
+                await fill.head()
         except SluiceError as error:
             fill.detach()
             if not fill.refused:
@@ -238,7 +242,10 @@ class PullThrough:
         except BaseException:
             fill.detach()
             raise
-        return self._counted(FillReader(fill), kind)
+        if begun:
+            return self._counted(FillReader(fill), kind)
+        fill.detach()
+        return await self._go_past(repository, fill.digest, offset, "queue")
 
     async def _go_past(self, repository: Repository, digest: Digest, offset: int, reason: str) -> Fetched[BlobReader]:
         """Straight from the upstream. From its start on it is verified."""
@@ -313,7 +320,8 @@ class PullThrough:
             if len(self._fills) >= self._fills.policy.fills_max:
                 return
             if self._fills.find(digest) is None and not (await self._store.standing(repository, digest)).held:
-                self._fills.begin(digest, repository, self._upstream.openers(repository, digest))
+                openers = self._upstream.openers(repository, digest)
+                self._fills.begin(digest, repository, openers, lane=self._upstream)
                 self.counters.fills_prefetched += 1
 
     @contextlib.contextmanager

@@ -43,6 +43,7 @@ def measure_wiring(metrics: Metrics, registry: Registry, counters: CacheCounters
     counter = metrics.counter_family
     counter("cache_answers", "Answers in Proxy and Direct mode by where they came from", "kind", answers)
     counter("cache_stale", "Answers that the upstream would not give now", "reason", lambda: dict(counters.stale))
+    counter("cache_bypass", "Blobs that came past the cache", "reason", lambda: dict(counters.bypassed))
     for name, text in _COUNTED.items():
         metrics.counter(f"cache_{name}", text, lambda name=name: getattr(counters, name))  # type: ignore[misc]
     metrics.gauge("cache_fills_active", "Blobs that come from upstreams now", lambda: counters.fills_active)
@@ -61,6 +62,7 @@ _COUNTED = {
     "fills_begun": "Blobs that began to come from an upstream",
     "fills_done": "Blobs that came whole and were kept",
     "fills_failed": "Blobs that did not come whole",
+    "fills_given_way": "Blobs that nobody waited for, given up for one that somebody waits for",
     "fills_prefetched": "Blobs that began to come before anybody asked",
     "upstream_bytes": "Bytes that came from upstreams",
     "resumes": "Bodies that went on after an upstream broke off",

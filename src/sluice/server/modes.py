@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from sluice.cache.answers import CacheCounters
-from sluice.cache.fill import Fills
+from sluice.cache.fills import Fills
 from sluice.cache.policy import CachePolicy
 from sluice.cache.space import Reach, Space
 from sluice.cache.tenants import Tenants
