@@ -17,6 +17,7 @@ from sluice.errors import (
 from sluice.oci.digest import Digest
 from sluice.oci.reference import Tag
 from sluice.testing.server import free_port
+from sluice.upstream.breaker import DELAY_MAX_S, FAILURES_TO_OPEN, Breaker
 from sluice.upstream.rate import RateLimit
 from sluice.upstream.settings import UpstreamLimits
 from upstream.scripted import (
@@ -158,6 +159,25 @@ def test_an_upstream_that_is_not_there_counts_each_time() -> None:
         await registry.close()
 
     asyncio.run(story())
+
+
+def test_an_upstream_that_answers_nothing_but_probes_is_left_alone_for_longer() -> None:
+    """A circuit that opens again soon after it closed stays open for twice as long, up to the limit."""
+    breaker = Breaker()
+    now, waits = 0.0, []
+    for pause in (0.1, 0.1, 0.1, 0.1, 0.1, 0.1, DELAY_MAX_S):
+        for _ in range(FAILURES_TO_OPEN):
+            breaker.failed(now)
+        assert breaker.retry_at is not None
+        waits.append(round(breaker.retry_at - now, 3))
+        now = breaker.retry_at
+        assert breaker.allow(now)
+        breaker.succeeded(now)
+        now += pause
+    for _ in range(FAILURES_TO_OPEN):
+        breaker.failed(now)
+    assert breaker.retry_at is not None
+    assert [1, 2, 4, 8, 16, 30, 30, 1] == [*waits, round(breaker.retry_at - now, 3)]
 
 
 def test_a_probe_that_is_abandoned_does_not_block_the_next() -> None:

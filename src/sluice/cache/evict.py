@@ -5,6 +5,7 @@
 * An image leaves as a whole, the least recently used one first.
 * One that is pinned, protected, in use (read, or being filled) or pushed here by a client never leaves.
 * One that nobody has used for ``ttl_s`` leaves, and the time in which its upstream could not be asked does not count.
+  While it cannot be asked, none leaves for its age.
 * Room comes free when the last image that has a content leaves. Where even all of them would not make the room that is
   needed, none leaves for it.
 """
@@ -35,7 +36,8 @@ class Keep(Enum):
 @dataclass(frozen=True, slots=True)
 class Wish:
     """``need_bytes`` must come free, or nothing leaves for it; ``spare_bytes`` more should. ``in_use``: repositories
-    and digests that are read or filled there. ``outages``: by repository. Times in seconds since the epoch."""
+    and digests that are read or filled there. ``outages``: by repository. ``silent``: the repositories whose upstream
+    cannot be asked now. Times in seconds since the epoch."""
 
     now: float
     need_bytes: int = 0
@@ -43,6 +45,7 @@ class Wish:
     ttl_s: float = math.inf
     in_use: AbstractSet[Use] = frozenset()
     outages: Mapping[str, Sequence[Outage]] = field(default_factory=dict)
+    silent: AbstractSet[str] = frozenset()
 
 
 def find_busy(images: Iterable[HeldImage], in_use: AbstractSet[Use]) -> frozenset[Use]:
@@ -98,8 +101,10 @@ def plan_eviction(images: Sequence[HeldImage], sizes: Mapping[str, int], wish: W
 
 
 def _is_expired(image: HeldImage, wish: Wish) -> bool:
+    if wish.ttl_s <= 0 or image.repository in wish.silent:
+        return False
     outages = wish.outages.get(image.repository, ())
-    return wish.ttl_s > 0 and idle_s(image.used_at, wish.now, outages) > wish.ttl_s
+    return idle_s(image.used_at, wish.now, outages) > wish.ttl_s
 
 
 def _take(image: HeldImage, holders: Counter[str], sizes: Mapping[str, int]) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -56,12 +56,19 @@ class SpaceSettings:
     ttl_s: float = 168 * 3600.0
 
 
+async def _nobody(names: Collection[str]) -> Collection[str]:
+    del names
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """``upstream_of`` names the upstream of a repository, ``unreachable`` those that cannot be asked now."""
+    """``upstream_of`` names the upstream of a repository, ``unreachable`` those that are known not to answer now.
+    ``ask`` asks these, and returns those of them that do not answer."""
 
     upstream_of: Callable[[str], str] = lambda _: ""
     unreachable: Callable[[], Collection[str]] = tuple
+    ask: Callable[[Collection[str]], Awaitable[Collection[str]]] = _nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +204,29 @@ class Space:
     async def sweep(self) -> None:
         """Evict what nobody has used for ``ttl_s``, and what is too much where the budget was lowered; unlink what
         nobody reads any more."""
-        now = self._store.clock()
-        silent = tuple(self._reach.unreachable())
-        await self._store.index.write(partial(note_sweep, now=now, silent=silent, interval_s=SWEEP_S))
+        silent = frozenset(self._reach.unreachable())
+        await self._note(silent)
         await self._store.flush_touches()
+        wish = partial(self._wish, ttl_s=self.settings.ttl_s)
+        expired = await self._plan(partial(wish, silent=silent))
+        if expired:
+            silent |= await self._ask({self._reach.upstream_of(image.repository) for image in expired})
         async with self._lock:
             await _to_the_end(partial(unlink_unread, self._store))
             lacking = await self._lacking(0)
-            await self._evict_planned(partial(self._wish, spare_bytes=max(0, lacking), ttl_s=self.settings.ttl_s))
+            if expired or lacking > 0:
+                await self._evict_planned(partial(wish, spare_bytes=max(0, lacking), silent=silent))
+
+    async def _ask(self, upstreams: Collection[str]) -> frozenset[str]:
+        """Those that do not answer. When nobody has asked for long, nobody knows: and now images are about to leave."""
+        silent = frozenset(await self._reach.ask(sorted(upstreams)))
+        if silent:
+            await self._note(silent)
+        return silent
+
+    async def _note(self, silent: Collection[str]) -> None:
+        now = self._store.clock()
+        await self._store.index.write(partial(note_sweep, now=now, silent=tuple(silent), interval_s=SWEEP_S))
 
     async def holdings(self) -> Holdings:
         """All images that are held."""
@@ -275,20 +297,26 @@ class Space:
         need_bytes: int = 0,
         spare_bytes: int = 0,
         ttl_s: float = math.inf,
+        silent: Collection[str] = (),
     ) -> Wish:
         always = outages.get(NEVER_RAN, [])
-        by_repository = {name: [*always, *outages.get(self._reach.upstream_of(name), [])] for name in repositories}
+        upstreams = {name: self._reach.upstream_of(name) for name in repositories}
+        by_repository = {name: [*always, *outages.get(upstream, [])] for name, upstream in upstreams.items()}
+        unasked = frozenset(name for name, upstream in upstreams.items() if upstream in silent)
         in_use = self._store.leases.uses()
-        return Wish(self._store.clock(), need_bytes, spare_bytes, ttl_s, in_use, by_repository)
+        return Wish(self._store.clock(), need_bytes, spare_bytes, ttl_s, in_use, by_repository, unasked)
 
-    async def _evict_planned(self, make_wish: Callable[..., Wish]) -> bool:
-        """Look at everything, plan, and do it; whether anything left."""
+    async def _plan(self, make_wish: Callable[..., Wish]) -> tuple[HeldImage, ...]:
+        """Look at everything, and say what would leave."""
         holdings = await self.holdings()
         outages = await self._store.index.fetch(find_outages)
         wish = make_wish(outages, {image.repository for image in holdings.images})
-        planned = plan_eviction(holdings.images, holdings.sizes, wish)
+        return plan_eviction(holdings.images, holdings.sizes, wish)
+
+    async def _evict_planned(self, make_wish: Callable[..., Wish]) -> bool:
+        """Plan, and do it; whether anything left."""
         left = 0
-        for image in planned:
+        for image in await self._plan(make_wish):
             freed = await _to_the_end(partial(evict, self._store, image))
             if freed is not None:
                 left += 1

@@ -5,8 +5,9 @@ Local reads and writes the store. Proxy reads upstreams through the store. Direc
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -139,7 +140,11 @@ def _reach(remotes: dict[str, RemoteRegistry]) -> Reach:
         place, slash, _ = repository.partition("/")
         return places.get(place, DEFAULT) if slash else DEFAULT
 
-    return Reach(upstream_of, lambda: [name for name, remote in remotes.items() if remote.is_broken])
+    async def ask(names: Collection[str]) -> Collection[str]:
+        silent = await asyncio.gather(*(remotes[name].is_silent() for name in names))
+        return [name for name, is_silent in zip(names, silent, strict=True) if is_silent]
+
+    return Reach(upstream_of, lambda: [name for name, remote in remotes.items() if remote.is_broken], ask)
 
 
 def _spread(remotes: dict[str, RemoteRegistry], fetcher: Callable[[NamedRemote], Fetcher]) -> Fetcher:

@@ -64,7 +64,8 @@ class Authenticator:
         self._endpoint_posts = False
 
     async def send(self, request: Request, scope: str) -> Response:
-        """Send with what is asked for. ``scope`` is what the request needs, as ``repository:team/app:pull``.
+        """Send with what is asked for. ``scope`` is what the request needs, as ``repository:team/app:pull``;
+        empty: nothing but to be somebody.
 
         Raises UpstreamUnauthorized where neither the new credentials nor those known to be good are taken.
         """
@@ -155,7 +156,7 @@ class Authenticator:
         return None
 
     def _key(self, bearer: Bearer, scope: str, credentials: Credentials | None) -> _Key:
-        return _Key(bearer, self._scopes.get(scope, (scope,)), credentials)
+        return _Key(bearer, self._scopes.get(scope, (scope,) if scope else ()), credentials)
 
     async def _fetch(self, key: _Key) -> Token:
         """GET first: every endpoint knows it. POST where there is an identity token, or where GET is not known."""
@@ -192,7 +193,9 @@ def _gotten(key: _Key) -> Request:
 
 def _posted(key: _Key) -> Request:
     assert key.credentials is not None
-    form = {"service": key.bearer.service, "scope": " ".join(key.scopes), "client_id": CLIENT_ID}
+    form = {"service": key.bearer.service, "client_id": CLIENT_ID}
+    if key.scopes:
+        form["scope"] = " ".join(key.scopes)
     if key.credentials.is_identity_token:
         form |= {"grant_type": "refresh_token", "refresh_token": key.credentials.secret}
     else:

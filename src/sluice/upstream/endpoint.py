@@ -29,7 +29,11 @@ from sluice.wire.address import UpstreamAddress
 
 SUCCESSES = frozenset({200, 206})
 FAILURES = (UpstreamUnreachable, UpstreamTlsFailed, UpstreamTimeout, UpstreamFailed)
-"""What may mean that an upstream is dead."""
+
+
+def is_silence(error: UpstreamError) -> bool:
+    """Whether an error may mean that the upstream itself is dead, and not that it says no or sends us elsewhere."""
+    return isinstance(error, FAILURES) and not error.elsewhere
 
 
 class _Lane:
@@ -96,6 +100,15 @@ class Endpoint:
         response.on_close(lane.leave)
         return response
 
+    async def ping(self) -> None:
+        """Ask whether it is there (OCI Distribution Specification 1.1, "Determining Support"), and tell the breaker.
+
+        Raises what ``send`` raises. Only what ``is_silence`` says is an upstream that is not there: a 401, for one, is
+        an answer.
+        """
+        response = await self.send(Request("GET", self.transport.target("/v2/")), scope="")
+        await response.discard()
+
     async def _tried(self, request: Request, scope: str, handled: frozenset[int]) -> Response:
         attempt = 1
         while True:
@@ -135,7 +148,7 @@ class Endpoint:
 
     def _judge(self, error: UpstreamError, about: str) -> None:
         """Tell the breaker what an error says about this upstream: nothing where it redirected us to who failed."""
-        if error.elsewhere or not isinstance(error, FAILURES):
+        if not is_silence(error):
             self.breaker.succeeded(self._clock())  # it answers, if not what we want
             return
         self.breaker.trouble = error

@@ -23,8 +23,9 @@ from sluice.oci.manifest import Manifest
 from sluice.oci.reference import Reference, Repository, Tag
 from sluice.upstream import listing, manifests
 from sluice.upstream.blob import Opened, RemoteBlob, open_at
-from sluice.upstream.endpoint import Endpoint
+from sluice.upstream.endpoint import Endpoint, is_silence
 from sluice.upstream.exchange import Clients
+from sluice.upstream.prober import Prober
 from sluice.upstream.rate import RateLimit
 from sluice.upstream.settings import CredentialSettings, UpstreamSettings
 from sluice.upstream.trust import load_trust
@@ -48,6 +49,7 @@ class RemoteRegistry:
             for address in settings.mirrors
         ]
         self._endpoints = [home, *mirrors]
+        self._probers = [Prober(endpoint, clock) for endpoint in self._endpoints]
 
     @property
     def rate_limit(self) -> RateLimit | None:
@@ -112,8 +114,18 @@ class RemoteRegistry:
         finally:
             await endpoint.close()
 
+    async def is_silent(self) -> bool:
+        """Ask the upstream itself, and no mirror, whether it is there; without asking where it is known to be dead."""
+        try:
+            await self._endpoints[0].ping()
+        except UpstreamError as error:
+            return is_silence(error)
+        return False
+
     async def close(self) -> None:
         """End all transfers; readers that are open raise UpstreamFailed."""
+        for prober in self._probers:
+            await prober.close()
         for endpoint in self._endpoints:
             await endpoint.close()
         await self._clients.close()
