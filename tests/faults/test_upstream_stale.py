@@ -16,7 +16,7 @@ TROUBLES: dict[str, tuple[list[Fault], str]] = {
     "hangs up": ([Cut(before_head=True)], "unreachable"),
     "never answers": ([Stall()], "timeout"),
     "429": ([RateLimited()], "rate_limited"),
-    "429 with Retry-After": ([RateLimited(60)], "rate_limited"),
+    "429 with Retry-After": ([RateLimited(3)], "rate_limited"),
     "wrong password": ([Unauthorized(users={"sluice": "another"})], "unauthorized"),
     "a page with 200": ([Liar("html")], "invalid"),
     "redirects in a circle": ([Redirect(when=lambda request: True)], "invalid"),

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from sluice.errors import (
     UpstreamError,
     UpstreamFailed,
+    UpstreamRateLimited,
     UpstreamTimeout,
     UpstreamTlsFailed,
     UpstreamUnreachable,
@@ -21,6 +22,7 @@ from sluice.upstream.auth import Authenticator
 from sluice.upstream.breaker import Breaker
 from sluice.upstream.credentials import CredentialSource
 from sluice.upstream.exchange import Clients, Request, Response
+from sluice.upstream.hold import Hold
 from sluice.upstream.rate import RateLimit, parse_rate_limit
 from sluice.upstream.retry import retry_delay
 from sluice.upstream.settings import CredentialSettings, UpstreamSettings
@@ -37,13 +39,15 @@ def is_silence(error: UpstreamError) -> bool:
 
 
 class _Lane:
-    """The connections for one kind of request: small answers do not wait for blobs, whose readers may pause."""
+    """The connections for one kind of request: small answers do not wait for blobs, whose readers may pause. Quotas
+    are for one kind, too: a registry that counts manifests goes on giving blobs."""
 
     def __init__(self, count: int, purpose: str, remedy: str) -> None:
         self._count = count
         self._purpose = purpose
         self._remedy = remedy
         self._free = asyncio.Semaphore(count)
+        self.hold = Hold()
 
     async def enter(self, patience_s: float) -> None:
         """Wait for a free one; raises UpstreamTimeout."""
@@ -91,11 +95,15 @@ class Endpoint:
     async def send(self, request: Request, scope: str, handled: frozenset[int] = frozenset()) -> Response:
         """Send a GET or HEAD; raises an UpstreamError."""
         lane = self._small if request.small else self._blobs
+        lane.hold.require(self._clock())
         await lane.enter(self._limits.head_s)
         try:
+            lane.hold.require(self._clock())  # who waited may have to wait longer by now
             response = await self._tried(request, scope, handled)
-        except BaseException:
+        except BaseException as error:
             lane.leave()
+            if isinstance(error, UpstreamRateLimited) and (error.retry_after_s or 0) > self._limits.backoff_max_s:
+                lane.hold.note(error, self._clock())
             raise
         response.on_close(lane.leave)
         return response
