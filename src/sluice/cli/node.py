@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -12,12 +13,14 @@ import click
 from sluice.cli.show import OUTPUT, show_record, show_rows, when
 from sluice.cluster.documents import load_document
 from sluice.cluster.layout import NodeLayout, NodeSecrets, Paths
+from sluice.cluster.status import Finding
 from sluice.node.agent import Agent, Place
 from sluice.node.apply import apply_intent, intend, interrupted, plan_intent, plan_undo, refuse, undo
 from sluice.node.containerd import restart_containerd
 from sluice.node.diff import render_diff, summarize
 from sluice.node.drop_in import DROP_IN_NAME
 from sluice.node.plan import Plan
+from sluice.node.preflight import find_all
 from sluice.node.prepare import intend_preparation, prepare
 from sluice.node.programs import NodePrograms
 from sluice.node.record import read_journal, read_layout, read_record, remembers
@@ -29,6 +32,7 @@ _NOT_HERE = (
     "nothing of Sluice is remembered in {}, and nothing was changed: "
     "where a layout has another paths.state, name the layout (--layout) or that directory (--state)"
 )
+STATES = {True: "up", False: "DOWN", None: "unknown"}
 LAYOUT = click.option(
     "--layout",
     "layout_file",
@@ -79,11 +83,15 @@ def node() -> None:
 @FORCE
 @OUTPUT
 def show_plan(layout_file: Path, secrets_file: Path | None, force: bool, output: str) -> int:
-    """Print what apply would change, as a diff. Changes nothing; exit code 1 where apply would refuse."""
-    intent = intend(*_documents(layout_file, secrets_file), force=force)
+    """Print what apply would change, as a diff. Changes nothing; exit code 1 where apply would refuse.
+
+    What keeps runtimes from taking it is said, too: those findings are nothing that apply changes or refuses.
+    """
+    layout, secrets = _documents(layout_file, secrets_file)
+    intent = intend(layout, secrets, force=force)
     plan = plan_intent(intent)
     _tell_interrupted(intent.state)
-    return _show(plan, output)
+    return _show(plan, output, find_all(layout, secrets, time.time()))
 
 
 @node.command("apply")
@@ -95,13 +103,16 @@ def apply_layout(layout_file: Path, secrets_file: Path | None, force: bool, outp
     """Do what plan prints: all of it or nothing.
 
     A foreign file in the way, or one of ours that was edited since, is refused with its remedy. What was there before
-    is kept for undo. The balancer is started or reloaded where the layout wants one.
+    is kept for undo. The balancer is started or reloaded where the layout wants one. What keeps runtimes from taking
+    what was written is said, and apply is done all the same.
     """
     layout, secrets = _documents(layout_file, secrets_file)
     programs = NodePrograms(layout)
     plan = apply_intent(intend(layout, secrets, force=force), programs)
     programs.settle()
-    show_record(_record(plan), output, f"version {layout.version} is applied: {_counted(plan)}")
+    findings = find_all(layout, secrets, time.time())
+    show_record(_record(plan, findings), output, f"version {layout.version} is applied: {_counted(plan)}")
+    _tell_findings(findings)
 
 
 @node.command("undo")
@@ -161,22 +172,27 @@ def prepare_containerd(layout_file: Path, dry_run: bool, restart: bool, output: 
 @MAY_HAVE_LAYOUT
 @STATE
 @OUTPUT
-def show_status(layout_file: Path | None, state: Path | None, output: str) -> None:
-    """Print what this node is told and how it is: version, mode, health, findings, replicas and since when."""
+def show_status(layout_file: Path | None, state: Path | None, output: str) -> int:
+    """Print what this node is told and how it is: version, mode, health, findings, replicas and since when.
+
+    Exit code 1 where its health is bad.
+    """
     status = current_status(_state(layout_file, state), time.time())
+    code = 0 if status.healthy else FAILED
     if output == "json":
         show_record(status.model_dump(mode="json"), output, "")
-        return
+        return code
     for line in describe(status, time.time()):
         click.echo(line)
     if status.replicas:
         click.echo()
         rows = [
-            {"replica": one.name, "address": one.address, "state": "up" if one.up else "DOWN"}
+            {"replica": one.name, "address": one.address, "state": STATES[one.up]}
             | {"since": when(one.since), "why": one.reason}
             for one in status.replicas
         ]
         show_rows(rows, ("replica", "address", "state", "since", "why"), output)
+    return code
 
 
 @node.command("run")
@@ -213,17 +229,26 @@ def _state(layout_file: Path | None, state: Path | None) -> Path:
     return Path(Paths().state if layout_file is None else load_document(NodeLayout, layout_file).paths.state)
 
 
-def _show(plan: Plan, output: str) -> int:
-    show_record(_record(plan), output, render_diff(plan).rstrip("\n") or "nothing to do")
+def _show(plan: Plan, output: str, findings: Sequence[Finding] = ()) -> int:
+    show_record(_record(plan, findings), output, render_diff(plan).rstrip("\n") or "nothing to do")
+    _tell_findings(findings)
     for refusal in plan.refusals:
         click.echo(f"refused: {refusal}", err=True)
     return FAILED if plan.refusals else 0
 
 
-def _record(plan: Plan) -> dict[str, object]:
+def _tell_findings(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        click.echo(f"{'blocking' if finding.blocking else 'finding'}: {finding}", err=True)
+    if any(finding.blocking for finding in findings):
+        click.echo("images do not come from where the layout says until what is blocking is mended", err=True)
+
+
+def _record(plan: Plan, findings: Sequence[Finding] = ()) -> dict[str, object]:
     return {
         "operations": [summarize(step) for step in plan.steps],
         "refusals": [{"path": one.path, "what": one.what, "remedy": one.remedy} for one in plan.refusals],
+        "findings": [one.model_dump(mode="json") for one in findings],
         "diff": render_diff(plan),
     }
 

@@ -26,11 +26,14 @@ class Finding(Section):
 
 
 class ReplicaStatus(Section):
-    """A replica as the node's balancer sees it; ``since`` in seconds of the epoch, ``reason`` for people."""
+    """A replica as the node's balancer sees it; ``since`` in seconds of the epoch, ``reason`` for people.
+
+    ``up`` is None while the balancer does not answer, and nobody knows; ``reason`` has what was known last.
+    """
 
     name: str
     address: str
-    up: bool
+    up: bool | None
     since: float
     reason: str = ""
 

@@ -17,19 +17,17 @@ from pathlib import Path
 
 from sluice.cluster.documents import dump_document, load_document
 from sluice.cluster.layout import NodeLayout, NodeSecrets, Paths
-from sluice.cluster.status import Finding, NodeStatus
+from sluice.cluster.status import Finding, NodeStatus, ReplicaStatus
 from sluice.errors import ConfigInvalid, NodeRefused, SluiceError
 from sluice.node.apply import adopt_state, agent_locked, apply_intent, intend
 from sluice.node.bell import Bell
-from sluice.node.containerd import read_containerd
-from sluice.node.containers_check import check_containers
-from sluice.node.containers_found import read_registries
+from sluice.node.certificate_check import check_certificate
 from sluice.node.haproxy import Balancer
 from sluice.node.haproxy_state import BalancerState
-from sluice.node.preflight import check_containerd
+from sluice.node.preflight import look_at_runtimes
 from sluice.node.programs import NodePrograms
 from sluice.node.record import STATUS, read_layout, read_secrets
-from sluice.node.status import describe_replicas, says_the_same
+from sluice.node.status import describe_replicas, judged, says_the_same
 from sluice.pki.durable import PUBLIC_MODE, write_durably
 
 POLL_S = 2.0
@@ -140,8 +138,9 @@ class Agent:
             return problem
         if layout.paths.state != str(self._state):
             return f"paths.state is {layout.paths.state}, and this agent keeps {self._state}: start it anew"
+        programs = NodePrograms(layout, self._place.prefix)
         try:
-            plan = apply_intent(intend(layout, secrets), NodePrograms(layout, self._place.prefix))
+            plan = apply_intent(intend(layout, secrets), programs)
         except NodeRefused as refused:
             self._refusals = _refusals(refused)
             raise
@@ -170,14 +169,14 @@ class Agent:
         return layout, secrets or read_secrets(self._state), problem
 
     def _examine(self, now: float) -> str | None:
-        """Look at the runtimes: whether they take what is written for them."""
+        """Look at the runtimes, whether they take what is written for them, and at the certificate."""
         self._preflight = ()
-        if self._applied is not None and "containerd" in self._applied.runtimes and self._applied.mode != "unmanaged":
-            facts = read_containerd(Path(self._applied.paths.containerd_config))
-            self._preflight = check_containerd(self._applied, facts)
         if self._applied is not None:
-            self._preflight += check_containers(self._applied, read_registries(self._applied))
+            self._preflight = look_at_runtimes(self._applied)
+        # A certificate is due for a month: nothing to ask containerd every half minute for.
         self._look_at = now + (AGAIN_S if self._preflight else RESCAN_S)
+        if self._applied is not None:
+            self._preflight += check_certificate(self._applied, read_secrets(self._state), now)
         return None
 
     def _keep_balancer(self, now: float) -> str | None:
@@ -193,6 +192,7 @@ class Agent:
             return None
         seen = balancer.state()
         if programs.runs_balancer and not seen.running:
+            self._balancer = seen  # what there is to say should it not start
             programs.settle()
             self._say("the balancer was started")
             seen = balancer.state()
@@ -230,26 +230,24 @@ class Agent:
 
     def _described(self, now: float, *, running: bool) -> NodeStatus:
         layout, before = self._applied, self._status
-        findings = (*self._refusals, *self._preflight)
-        replicas = (
-            () if self._balancer is None else describe_replicas(self._balancer, before.replicas if before else ())
-        )
-        served = self._balancer is None or (self._balancer.running and any(one.up for one in replicas))
-        healthy = layout is not None and not self._errors and served and not any(one.blocking for one in findings)
-        return NodeStatus(
+        replicas: tuple[ReplicaStatus, ...] = ()
+        if layout is not None and self._balancer is not None:
+            replicas = describe_replicas(layout, self._balancer, before.replicas if before is not None else (), now)
+        status = NodeStatus(
             node=layout.node if layout is not None else None,
             mode=layout.mode if layout is not None else None,
             version=layout.version if layout is not None else None,
             wanted=self._wanted,
-            healthy=healthy,
-            since=before.since if before is not None and before.healthy == healthy else now,
+            healthy=False,
+            since=now,
             error="; ".join(self._errors.values()) or None,
-            findings=findings,
+            findings=(*self._refusals, *self._preflight),
             balancer=None if self._balancer is None else self._balancer.running,
             replicas=replicas,
             agent=os.getpid() if running else None,
             time=now,
         )
+        return judged(status, before, now)
 
 
 def _refusals(refused: NodeRefused) -> tuple[Finding, ...]:

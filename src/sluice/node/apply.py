@@ -46,6 +46,8 @@ from sluice.node.record import (
 from sluice.pki.durable import errors_named, sync_directory, write_durably
 
 NO_PROGRAMS = NoPrograms()
+LOCK_S, LOCK_AGAIN_S = 1.0, 0.05
+"""How long an agent tries for its lock: whoever asks whether one lives has it for an instant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +160,31 @@ def adopt_state(state: Path) -> None:
 def agent_locked(state: Path) -> Iterator[None]:
     """One agent for a node, and no undo under it. Raises NodeRefused where there is one already."""
     with (state / AGENT_LOCK).open("ab") as file:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise NodeRefused(
-                f"nothing was changed: an agent (sluice node run) keeps this node, from {state}: stop it first"
-            ) from None
+        deadline = time.monotonic() + LOCK_S
+        while not _try_lock(file.fileno(), fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                raise NodeRefused(
+                    f"nothing was changed: an agent (sluice node run) keeps this node, from {state}: stop it first"
+                )
+            time.sleep(LOCK_AGAIN_S)
         yield
+
+
+def agent_lives(state: Path) -> bool:
+    """Whether an agent keeps this node: by its lock, since numbers of processes are used again."""
+    try:
+        with (state / AGENT_LOCK).open("rb") as file:
+            return not _try_lock(file.fileno(), fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

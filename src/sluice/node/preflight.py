@@ -1,16 +1,22 @@
-"""Can this node's containerd do what a layout wants? What stands in the way, each with where and how to go on. PURE.
+"""Can this node do what a layout wants? What stands in the way, each with where and how to go on.
 
-The agent and ``plan`` show the findings; ``prepare`` repairs what it can. Facts: containerd ``docs/hosts.md`` and
+``find_all`` is what ``plan``, ``apply`` and ``status`` show, and the agent in its two parts; ``prepare`` repairs what
+it can. What containerd's configuration does is judged here, PURE; ``containers_check`` does it for CRI-O and podman,
+``certificate_check`` for what the node shows to replicas. Facts: containerd ``docs/hosts.md`` and
 ``docs/cri/registry.md``. Foreign files for hosts that Sluice serves are a plan's refusals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from sluice.cluster.layout import NodeLayout
+from sluice.cluster.layout import NodeLayout, NodeSecrets
 from sluice.cluster.status import Finding
-from sluice.node.containerd import ContainerdFacts, Table, images_plugin, registry_table
+from sluice.node.certificate_check import check_certificate
+from sluice.node.containerd import ContainerdFacts, Table, images_plugin, read_containerd, registry_table
+from sluice.node.containers_check import check_containers
+from sluice.node.containers_found import read_registries
 from sluice.node.drop_in import DROP_IN_NAME
 
 KNOWN_FIRST, KNOWN_LAST = (1, 6), (2, 3)
@@ -18,11 +24,26 @@ NAMED_MAX = 5
 _PREPARE = "run sluice node prepare, which sets it"
 
 
+def find_all(layout: NodeLayout, secrets: NodeSecrets | None, now: float) -> tuple[Finding, ...]:
+    """Everything about a node that keeps images from coming as its layout says; ``now`` in seconds of the epoch."""
+    return (*look_at_runtimes(layout), *check_certificate(layout, secrets, now))
+
+
+def look_at_runtimes(layout: NodeLayout) -> tuple[Finding, ...]:
+    """Whether they take what is written for them. Asks containerd, which takes a moment."""
+    found: tuple[Finding, ...] = ()
+    if _uses_containerd(layout):
+        found = check_containerd(layout, read_containerd(Path(layout.paths.containerd_config)))
+    return (*found, *check_containers(layout, read_registries(layout)))
+
+
 def check_containerd(layout: NodeLayout, facts: ContainerdFacts) -> tuple[Finding, ...]:
     """All findings; none where containerd is not among the runtimes or nothing is managed."""
-    if layout.mode == "unmanaged" or "containerd" not in layout.runtimes:
-        return ()
-    return tuple(_findings(layout, facts))
+    return tuple(_findings(layout, facts)) if _uses_containerd(layout) else ()
+
+
+def _uses_containerd(layout: NodeLayout) -> bool:
+    return layout.mode != "unmanaged" and "containerd" in layout.runtimes
 
 
 def _findings(layout: NodeLayout, facts: ContainerdFacts) -> Iterator[Finding]:

@@ -1,19 +1,23 @@
-"""How a node is, for whoever asks: what the agent wrote down, and what the balancer says this moment."""
+"""How a node is, for whoever asks: what the agent wrote down, and what the balancer says this moment.
+
+Where no agent lives, nobody looks at the runtimes and the certificate but whoever asks.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from sluice.cluster.layout import NodeLayout
+from sluice.cluster.layout import NodeLayout, NodeSecrets
 from sluice.cluster.status import NodeStatus, ReplicaStatus
 from sluice.errors import ConfigInvalid
+from sluice.node.apply import agent_lives
 from sluice.node.haproxy import Balancer
 from sluice.node.haproxy_state import BalancerState
-from sluice.node.record import STATE_BYTES_MAX, STATUS, read_layout
+from sluice.node.preflight import find_all
+from sluice.node.record import STATE_BYTES_MAX, STATUS, read_layout, read_secrets
 from sluice.pki.durable import read_bounded
 
 SINCE_DRIFT_S = 2.5
@@ -31,16 +35,46 @@ def current_status(state: Path, now: float) -> NodeStatus:
         version=layout.version if layout is not None else None,
         healthy=False,
         since=now,
-        error="no agent has written a status here yet" if layout is not None else "nothing has been applied here yet",
+        error="nothing has been applied here yet" if layout is None else None,
         time=now,
     )
-    if status.agent is not None and not _lives(status.agent):
+    lives = agent_lives(state)
+    if not lives:
         status = status.model_copy(update={"agent": None})
-    seen = _balancer(layout)
-    if seen is None:
+    if layout is None:
         return status
-    replicas = describe_replicas(seen, status.replicas)
-    return status.model_copy(update={"balancer": seen.running, "replicas": replicas})
+    if not lives:
+        status = status.model_copy(update=_without_agent(status, layout, state, now))
+    balancer: bool | None = None
+    replicas: tuple[ReplicaStatus, ...] = ()
+    if "balancer" in layout.sources:
+        seen = Balancer.of(layout).state()
+        balancer, replicas = seen.running, describe_replicas(layout, seen, status.replicas, now)
+    return judged(status.model_copy(update={"balancer": balancer, "replicas": replicas}), written, now)
+
+
+def _without_agent(status: NodeStatus, layout: NodeLayout, state: Path, now: float) -> dict[str, object]:
+    """What is looked at instead of it. Of a layout that was applied by hand since, its last word says nothing."""
+    changes: dict[str, object] = {"node": layout.node, "mode": layout.mode, "version": layout.version}
+    error = status.error
+    if status.version != layout.version:
+        error = changes["wanted"] = None
+    secrets: NodeSecrets | None = None
+    try:
+        secrets = read_secrets(state)
+    except ConfigInvalid as problem:
+        error = "; ".join(filter(None, (error, problem.message)))
+    return {**changes, "error": error, "findings": find_all(layout, secrets, now)}
+
+
+def judged(status: NodeStatus, before: NodeStatus | None, now: float) -> NodeStatus:
+    """The same with ``healthy`` as all the rest of it says, and since when; ``before`` is what was known until now."""
+    served = status.balancer is None or (status.balancer and any(one.up for one in status.replicas))
+    blocked = any(one.blocking for one in status.findings)
+    healthy = status.version is not None and status.error is None and served and not blocked
+    lost = () if served else (one.since for one in status.replicas)
+    since = before.since if before is not None and before.healthy == healthy else max(lost, default=now)
+    return status.model_copy(update={"healthy": healthy, "since": since})
 
 
 def read_status(state: Path) -> NodeStatus | None:
@@ -52,8 +86,29 @@ def read_status(state: Path) -> NodeStatus | None:
         raise ConfigInvalid(f"{state / STATUS} is damaged: remove it, the agent writes it anew") from None
 
 
-def describe_replicas(seen: BalancerState, before: tuple[ReplicaStatus, ...]) -> tuple[ReplicaStatus, ...]:
-    """What the balancer says about them; a time that was known before stays the same."""
+def describe_replicas(
+    layout: NodeLayout, seen: BalancerState, before: tuple[ReplicaStatus, ...], now: float
+) -> tuple[ReplicaStatus, ...]:
+    """What the balancer says about them; a time that was known before stays the same.
+
+    Where it says nothing they are still named, and nothing is claimed about them but what was known last.
+    """
+    return _seen(seen, before) if seen.running else tuple(_unseen(layout, before, now))
+
+
+def _unseen(layout: NodeLayout, before: tuple[ReplicaStatus, ...], now: float) -> Iterator[ReplicaStatus]:
+    known = {(one.name, one.address): one for one in before}
+    for replica in layout.replicas:
+        last = known.get((replica.name, replica.authority))
+        if last is not None and last.up is None:
+            yield last
+            continue
+        was = "" if last is None else f"; it was {'up' if last.up else 'down'} before"
+        reason = f"the balancer does not answer{was}"
+        yield ReplicaStatus(name=replica.name, address=replica.authority, up=None, since=now, reason=reason)
+
+
+def _seen(seen: BalancerState, before: tuple[ReplicaStatus, ...]) -> tuple[ReplicaStatus, ...]:
     known = {(one.name, one.address, one.up): one.since for one in before}
     found = []
     for one in seen.replicas:
@@ -88,17 +143,7 @@ def describe(status: NodeStatus, now: float) -> Iterator[str]:
     if status.error is not None:
         yield f"error     {status.error}"
     for finding in status.findings:
-        yield f"finding   {finding}"
-
-
-def _balancer(layout: NodeLayout | None) -> BalancerState | None:
-    if layout is None or "balancer" not in layout.sources:
-        return None
-    return Balancer.of(layout).state()
-
-
-def _lives(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
+        yield f"{'BLOCKING ' if finding.blocking else 'finding  '} {finding}"
 
 
 def _span(seconds: float) -> str:
