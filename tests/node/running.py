@@ -63,12 +63,15 @@ class Node:
             aside.write_bytes(dump_document(document))
             aside.rename(path)
 
-    def start(self) -> None:
+    def start(self, state: Path | None = None) -> None:
+        """Start the agent, in the root directory; with another name of its state where one is given."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                self.command(state), stdout=log, stderr=log, start_new_session=True, cwd=self.root
+            )
 
-    def command(self) -> list[str]:
-        words = ("--layout", self.document, "--secrets", self.secrets, "--state", self.state)
+    def command(self, state: Path | None = None) -> list[str]:
+        words = ("--layout", self.document, "--secrets", self.secrets, "--state", state or self.state)
         return [sys.executable, "-m", "sluice", "node", "run", *map(str, words)]
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:

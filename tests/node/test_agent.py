@@ -129,6 +129,19 @@ def test_it_starts_from_the_last_good_layout(node: Node) -> None:
     assert plan_intent(intend(node.layout(version=5), node_secrets())).is_empty
 
 
+def test_its_state_may_have_another_name(node: Node) -> None:
+    """A relative path, or one by a symbolic link, is the layout's own where it leads to the same directory."""
+    (node.root / "link").symlink_to("var/lib")
+    for version, name in enumerate(("var/lib/sluice/node", "link/sluice/node"), 1):
+        node.want(node.layout(version=version))
+        node.start(Path(name))
+        assert node.applied(version).error is None
+        node.end()
+    node.balancer.stop()
+    undo(node.state)
+    assert not (node.root / "var").exists()
+
+
 def test_it_names_dead_replicas_and_since_when(node: Node) -> None:
     """Replicas that nothing listens for are down, since about now, and that moment stays the same."""
     node.want(node.layout())

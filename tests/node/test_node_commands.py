@@ -12,6 +12,7 @@ import pytest
 from node.running import Node
 from node.tree import put, snapshot
 from sluice.cli.app import run
+from sluice.cluster.layout import Paths
 from sluice.node.apply import adopt_state
 
 CRI = 'plugins."io.containerd.grpc.v1.cri"'
@@ -171,6 +172,23 @@ def test_findings_are_said_and_stop_nothing(node: Node, capsys: pytest.CaptureFi
         assert isinstance(found, list)
         assert [(str(config), True)] * 2 == [(one["where"], one["blocking"]) for one in found]
     assert (node.hosts / "docker.io" / "hosts.toml").exists()
+
+
+def test_a_layout_that_is_wrong_hides_no_state(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a layout that cannot be read status and undo look in --state, or in the usual place, and say why."""
+    before = snapshot(node.root / "etc")
+    assert run(["node", "apply", *documents(node)]) == 0
+    put(node.document, b"version: 2\nnode: [")
+    place = ["--layout", str(node.document), "--state", str(node.state)]
+    capsys.readouterr()
+    assert run(["node", "status", *place]) in {0, 1}
+    out, err = capsys.readouterr()
+    said = f"{node.document} is neither YAML nor JSON"
+    assert (True, True, True) == ("version   1" in out, said in err, f"looking in {node.state}" in err)
+    assert run(["node", "status", *place[:2]]) in {0, 1}
+    assert f"looking in {Paths().state}" in capsys.readouterr().err
+    assert run(["node", "undo", *place]) == 0
+    assert (before, True) == (snapshot(node.root / "etc"), said in capsys.readouterr().err)
 
 
 def test_prepare_shows_the_diff_first(node: Node, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from sluice.cli.show import OUTPUT, show_record, show_rows, when
 from sluice.cluster.documents import load_document
 from sluice.cluster.layout import NodeLayout, NodeSecrets, Paths
 from sluice.cluster.status import Finding
+from sluice.errors import ConfigInvalid
 from sluice.node.agent import Agent, Place
 from sluice.node.apply import apply_intent, intend, interrupted, plan_intent, plan_undo, refuse, undo
 from sluice.node.containerd import restart_containerd
@@ -224,9 +225,16 @@ def _documents(layout_file: Path, secrets_file: Path | None) -> tuple[NodeLayout
 
 
 def _state(layout_file: Path | None, state: Path | None) -> Path:
-    if state is not None:
-        return state
-    return Path(Paths().state if layout_file is None else load_document(NodeLayout, layout_file).paths.state)
+    """Where Sluice's memory is. These commands are wanted most where a layout is not as it should be."""
+    place = state or Path(Paths().state)
+    if layout_file is not None:
+        try:
+            layout = load_document(NodeLayout, layout_file)
+        except ConfigInvalid as error:
+            click.echo(f"{error.message}; looking in {place}", err=True)
+        else:
+            place = state or Path(layout.paths.state)
+    return place.absolute()
 
 
 def _show(plan: Plan, output: str, findings: Sequence[Finding] = ()) -> int:

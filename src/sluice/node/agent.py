@@ -58,7 +58,7 @@ class Agent:
         self._place = place
         self._say = say
         self._clock = clock
-        self._state = place.state or _state_of(place.layout)
+        self._state = (place.state or _state_of(place.layout)).absolute()
         self._stamps: tuple[Stamp, ...] = ()
         self._containerd: Stamp = None
         self._applied: NodeLayout | None = None
@@ -136,7 +136,7 @@ class Agent:
         self._refusals = ()
         if layout is None:
             return problem
-        if layout.paths.state != str(self._state):
+        if Path(layout.paths.state).resolve() != self._state.resolve():
             return f"paths.state is {layout.paths.state}, and this agent keeps {self._state}: start it anew"
         programs = NodePrograms(layout, self._place.prefix)
         try:
