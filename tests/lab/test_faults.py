@@ -11,7 +11,7 @@ from itertools import count
 
 import pytest
 
-from lab.clusters import cluster, wait_until
+from lab.clusters import WAIT_S, cluster, wait_until
 from lab.isolated import needs_lab
 from lab.workload import REWRITE, hand_out, node_status, pulling
 from sluice.cluster.layout import NodeLayout
@@ -174,6 +174,17 @@ def test_balancer_killed_in_the_middle_of_a_layer(scene: LabScene) -> None:
     assert going.result().startswith("sha256:")
     wait_until(lambda: [True] == [0 < one.sent < image.size for one in answers(scene, image) if one.status == 206])
     wait_until(lambda: scene.balancer("worker-1").state().running)
+
+
+def test_a_frozen_balancer_is_started_anew(scene: LabScene) -> None:
+    """Its runtime connects to it and waits, until the node's agent has ended it; then pulls go on by themselves."""
+    before, image = scene.lab.running()["worker-1/balancer"], fresh(scene, SMALL)
+    faults.freeze(scene.lab, "worker-1/balancer")
+    wait_until(lambda: scene.balancer("worker-1").state().running, 2 * WAIT_S)
+    assert scene.pull("worker-1", image.reference).startswith("sha256:")
+    after = scene.lab.running()["worker-1/balancer"]
+    assert not {one.pid for one in before} & {one.pid for one in after}
+    wait_until(lambda: "the balancer" in {one["where"] for one in node_status(scene, "worker-1")["findings"]})
 
 
 def test_balancer_upgraded_in_the_middle_of_a_layer(scene: LabScene) -> None:

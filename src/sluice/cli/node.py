@@ -111,6 +111,8 @@ def apply_layout(layout_file: Path, secrets_file: Path | None, force: bool, outp
     programs = NodePrograms(layout)
     plan = apply_intent(intend(layout, secrets, force=force), programs)
     programs.settle()
+    if programs.ended_hung:
+        click.echo("the balancer answered nothing: it was killed and started anew", err=True)
     findings = find_all(layout, secrets, time.time())
     show_record(_record(plan, findings), output, f"version {layout.version} is applied: {_counted(plan)}")
     _tell_findings(findings)

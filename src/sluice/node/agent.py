@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sluice.cluster.documents import dump_document, load_document
@@ -22,7 +23,7 @@ from sluice.errors import ConfigInvalid, NodeRefused, SluiceError
 from sluice.node.apply import adopt_state, agent_locked, apply_intent, intend
 from sluice.node.bell import Bell
 from sluice.node.certificate_check import check_certificate
-from sluice.node.haproxy import Balancer
+from sluice.node.haproxy import HUNG_S, Balancer
 from sluice.node.haproxy_state import BalancerState
 from sluice.node.preflight import look_at_runtimes
 from sluice.node.programs import NodePrograms
@@ -37,6 +38,8 @@ AGAIN_S = 30.0
 """After what failed, and while there are findings."""
 RESCAN_S = 300.0
 HEARTBEAT_S = 60.0
+TOLD_S = 3600.0
+"""How long a balancer that hung stays in the status after it has been started anew."""
 
 Stamp = tuple[int, int, int] | None
 
@@ -66,6 +69,8 @@ class Agent:
         self._errors: dict[str, str] = {}
         self._refusals: tuple[Finding, ...] = ()
         self._preflight: tuple[Finding, ...] = ()
+        self._hung: tuple[Finding, ...] = ()
+        self._hung_until = 0.0
         self._follow_at = self._look_at = self._balancer_at = self._beat_at = 0.0
         self._balancer: BalancerState | None = None
         self._status: NodeStatus | None = None
@@ -144,6 +149,8 @@ class Agent:
         except NodeRefused as refused:
             self._refusals = _refusals(refused)
             raise
+        finally:
+            self._tell_hung(programs, now)
         if plan.steps or self._applied is None or self._applied.version != layout.version:
             self._say(f"version {layout.version} is applied, mode {layout.mode}")
         self._applied = layout
@@ -190,10 +197,15 @@ class Agent:
             self._balancer_at = now + RESCAN_S
             programs.settle()
             return None
+        if now >= self._hung_until:
+            self._hung = ()
         seen = balancer.state()
         if programs.runs_balancer and not seen.running:
             self._balancer = seen  # what there is to say should it not start
-            programs.settle()
+            try:
+                programs.settle()
+            finally:
+                self._tell_hung(programs, now)
             self._say("the balancer was started")
             seen = balancer.state()
         self._balancer = before if before is not None and says_the_same(seen, before) else seen
@@ -204,6 +216,16 @@ class Agent:
                 self._balancer = balancer.state()
             self._balancer_at = now + BALANCER_S
         return None
+
+    def _tell_hung(self, programs: NodePrograms, now: float) -> None:
+        if not programs.ended_hung:
+            return
+        self._say(f"the balancer answered nothing for {HUNG_S:g} s, and was killed with its workers")
+        moment = datetime.fromtimestamp(now, UTC).strftime("%H:%M:%SZ")
+        remedy = "nothing is to be done here, unless it happens again: look at what stopped it"
+        what = f"answered nothing at {moment}, and was killed to be started anew"
+        self._hung = (Finding(what=what, where="the balancer", remedy=remedy),)
+        self._hung_until = now + TOLD_S
 
     def _has_news(self) -> bool:
         """Whether a status would say anything else than the last one: asked far more often than it is so."""
@@ -216,6 +238,7 @@ class Agent:
             tuple(self._errors.values()),
             self._refusals,
             self._preflight,
+            self._hung,
             self._balancer,
         )
 
@@ -241,7 +264,7 @@ class Agent:
             healthy=False,
             since=now,
             error="; ".join(self._errors.values()) or None,
-            findings=(*self._refusals, *self._preflight),
+            findings=(*self._refusals, *self._preflight, *self._hung),
             balancer=None if self._balancer is None else self._balancer.running,
             replicas=replicas,
             agent=os.getpid() if running else None,

@@ -4,7 +4,8 @@
 (where the kubelet runs it: ``haproxy_pod``). HAProxy runs from a copy that only a configuration which it has found good
 ever becomes, so that a bad one neither stops what runs nor a later start. It runs as a master with one worker; at a
 reload the new worker takes the listening sockets over and the old one finishes its streams (HAProxy 2.6 management
-guide, sections 3 and 4).
+guide, sections 3 and 4). One that hangs would keep runtimes waiting, which have connected and try no other host: it is
+killed and started anew.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sluice.cluster.layout import NodeLayout
 from sluice.errors import ConfigInvalid
 from sluice.node.balancer import ADMIN_SOCKET, BACKEND, CONFIG_NAME, STATE_FILE, config_path, run_directory
 from sluice.node.haproxy_config import parse_config
+from sluice.node.haproxy_processes import Marks, find_processes, is_stopped, kill_processes
 from sluice.node.haproxy_state import BalancerState, parse_info, parse_replicas, port_remedy
 from sluice.pki.durable import make_directory, read_bounded, write_durably
 
@@ -34,6 +36,9 @@ PID_FILE, LOCK_FILE = "haproxy.pid", "lock"
 CONFIG_BYTES_MAX = 1 << 20
 CHECK_S, START_S, RELOAD_S, STOP_S, ANSWER_S, LOCK_S = 10.0, 10.0, 10.0, 5.0, 2.0, 60.0
 POLL_S, AGAIN_S, RELOAD_AGAIN_S = 0.02, 1.0, 2.5
+HUNG_S, HUNG_TRIES, HUNG_PAUSE_S = 4.0, 2, 0.2
+"""How long it may answer nothing, after the first question that it left unanswered, and how often it is asked in that
+time at least (a machine that stood still lets time pass, not questions)."""
 SERVERS = 4  # the kind of thing that "show stat" is to tell about (management guide, section 9.3)
 SAID_LENGTH_MAX = 600  # characters of HAProxy's complaint that are passed on
 
@@ -57,12 +62,14 @@ def check_config(content: bytes) -> None:
 class Balancer:
     """The balancer whose configuration is the file ``config``; ``directory`` is its own, for sockets and copies.
 
-    ``prefix`` goes before the command that starts it (``ip netns exec NAME``).
+    ``prefix`` goes before the command that starts it (``ip netns exec NAME``). ``hung``: one that answered
+    nothing has been killed by this object.
     """
 
     def __init__(self, config: Path, directory: Path, prefix: Sequence[str] = ()) -> None:
         self.config = config
         self.directory = directory
+        self.hung = False
         self._prefix = tuple(prefix)
 
     @classmethod
@@ -71,7 +78,7 @@ class Balancer:
         return cls(Path(config_path(layout)), Path(run_directory(layout)), prefix)
 
     def ensure(self) -> Done:
-        """Have it run on what the file says now.
+        """Have it run on what the file says now; one that hangs is killed first.
 
         Raises ConfigInvalid where HAProxy refuses the file or cannot run on it; what ran before then runs on, and where
         nothing ran, it has been started on the last good configuration.
@@ -82,6 +89,9 @@ class Balancer:
                 wanted = self.wanted()
                 if self._runs_on(wanted):
                     return "unchanged"
+                self._end_hung()
+                if self._runs_on(wanted):
+                    return "unchanged"  # it was busy for a moment
                 check_config(wanted)
             except ConfigInvalid:
                 if self._master() is None and self._good.exists():
@@ -112,18 +122,23 @@ class Balancer:
             return
         with self.locked():
             master = self._master()
-            if master is None:
+            if master is None and not (self.directory / PID_FILE).exists():
                 return
-            with _process(master) as process:
-                # A master that has just started executes itself anew, and loses what comes then: it is asked again.
-                asked = [(signal.SIGUSR1, min(AGAIN_S, drain_s - at)) for at in _steps(drain_s, AGAIN_S)]
-                for number, wait_s in (*asked, (signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
-                    if self._owns(master) and _end(process, number, wait_s):
-                        break
+            if master is not None:
+                self._end(master, drain_s)
+            kill_processes(self._marks, self.directory)  # workers that were stopped do not end with their master
             for name in (PID_FILE, STATE_FILE):
                 (self.directory / name).unlink(missing_ok=True)
             if not self.state().running:  # the kubelet may have started one meanwhile, and the socket is that one's
                 (self.directory / ADMIN_SOCKET).unlink(missing_ok=True)
+
+    def _end(self, master: int, drain_s: float) -> None:
+        with _process(master) as process:
+            # A master that has just started executes itself anew, and loses what comes then: it is asked again.
+            asked = [(signal.SIGUSR1, min(AGAIN_S, drain_s - at)) for at in _steps(drain_s, AGAIN_S)]
+            for number, wait_s in (*asked, (signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
+                if self._owns(master) and _end(process, number, wait_s):
+                    break
 
     def ask(self, command: str, name: str = ADMIN_SOCKET) -> str:
         """One command to one of its sockets (management guide, section 9.3). Raises OSError where nothing answers."""
@@ -231,6 +246,40 @@ class Balancer:
         except OSError:
             return False
         return state != "Z" and os.fsencode(self._good) in words
+
+    @property
+    def _marks(self) -> Marks:
+        """What our master's command line has, and those of its workers; nobody else starts one so."""
+        return frozenset({(b"-p", PID_FILE.encode()), (b"-f", os.fsencode(self._good))})
+
+    def _end_hung(self) -> None:
+        """Kill it with all its workers if it hangs. To be called locked, so that nobody starts or reloads it now."""
+        if not self._hangs():
+            return
+        self.hung = True
+        if not kill_processes(self._marks, self.directory):
+            raise ConfigInvalid("haproxy answers nothing and cannot be killed: look at what its disk or machine does")
+
+    def _hangs(self) -> bool:
+        """Whether it lives and answers nothing for HUNG_S."""
+        deadline, tries = time.monotonic() + HUNG_S, 0
+        while (found := find_processes(self._marks, self.directory)) and self._is_silent(found):
+            tries += 1
+            if tries >= HUNG_TRIES and time.monotonic() >= deadline:
+                return True
+            time.sleep(HUNG_PAUSE_S)
+        return False
+
+    def _is_silent(self, processes: Sequence[int]) -> bool:
+        try:
+            self.ask("show info")
+        except FileNotFoundError:
+            return False  # somebody has removed the socket: it may serve all the same, and a reload makes another
+        except ConnectionRefusedError:
+            return any(map(is_stopped, processes))  # or it is on its way out, its last streams with it
+        except OSError:
+            return True
+        return False
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

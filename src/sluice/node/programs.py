@@ -33,6 +33,11 @@ class NodePrograms:
         self.runs_balancer = self._runs and "balancer" in layout.sources
         self.tells_balancer = not self._runs and "balancer" in layout.sources
 
+    @property
+    def ended_hung(self) -> bool:
+        """Whether the balancer answered nothing and was killed, to be started anew."""
+        return self._balancer.hung
+
     def check(self, program: str, staged: Path) -> None:
         """Raises ConfigInvalid with HAProxy's own words."""
         if self._runs or shutil.which(PROGRAM) is not None:
