@@ -36,8 +36,10 @@ Fault = Callable[[Laboratory, str], str]
 def kill(lab: Laboratory, target: str) -> str:
     """SIGKILL a part, or everything on a machine. Raises ConfigInvalid, NotRunning."""
     parts = _parts(lab, target)
+    struck = _identities(lab, parts)
     _signal(lab, parts, signal.SIGKILL)
-    _await(lambda: not any(lab.running()[part.name] for part in parts), f"{target} does not end")
+    # An agent may have started another balancer before anybody looks: these very processes are to be gone.
+    _await(lambda: not struck & _identities(lab, parts), f"{target} does not end")
     return f"{_names(parts)} killed"
 
 
@@ -187,6 +189,11 @@ def _signal(lab: Laboratory, parts: list[Part], number: signal.Signals) -> None:
         require_running(parts[0], running)
     for part in parts:
         send(running[part.name], number)
+
+
+def _identities(lab: Laboratory, parts: list[Part]) -> set[tuple[int, int]]:
+    running = lab.running()
+    return {(one.pid, one.started) for part in parts for one in running[part.name]}
 
 
 def _all_frozen(lab: Laboratory, parts: list[Part]) -> bool:
