@@ -51,7 +51,7 @@ def test_an_old_index_becomes_a_new_one(written: tuple[SluiceServer, str], tmp_p
     fresh = tmp_path / "fresh.sqlite"
     Index.open(fresh).close()
     take_back(path, form)
-    assert (schema(path) == schema(fresh)) == (form == "space")
+    assert schema(path) != schema(fresh)
     for _ in range(2):
         Index.open(path).close()
         with contextlib.closing(sqlite3.connect(path)) as connection:

@@ -157,15 +157,15 @@ def test_how_a_blob_stands_to_a_repository(tmp_path: Path) -> None:
     """Held, linked and named are told apart; what is held can be linked, what is not cannot."""
 
     async def work(store: LocalStore) -> None:
-        assert await store.standing(APP, DIGEST) == Standing(linked=False, held=False, named=False)
+        assert await store.standing(APP, DIGEST) == Standing(linked=False, held=False, named=False, kin=False)
         assert not await store.link(APP, DIGEST)
         await store.cache_manifest(APP, IMAGE, None, "upstream")
-        assert await store.standing(APP, DIGEST) == Standing(linked=False, held=False, named=True)
+        assert await store.standing(APP, DIGEST) == Standing(linked=False, held=False, named=True, kin=False)
         await push_blob(store, OTHER, DATA)
-        assert await store.standing(APP, DIGEST) == Standing(linked=False, held=True, named=True)
-        assert await store.standing(THIRD, DIGEST) == Standing(linked=False, held=True, named=False)
+        assert await store.standing(APP, DIGEST) == Standing(linked=False, held=True, named=True, kin=True)
+        assert await store.standing(THIRD, DIGEST) == Standing(linked=False, held=True, named=False, kin=False)
         assert await store.link(APP, DIGEST)
-        assert await store.standing(APP, DIGEST) == Standing(linked=True, held=True, named=True)
+        assert await store.standing(APP, DIGEST) == Standing(linked=True, held=True, named=True, kin=True)
         assert (await store.stat_blob(APP, DIGEST)).size == len(DATA)
 
     with_store(tmp_path, work)

@@ -121,7 +121,7 @@ def test_content_in_use_cannot_lose_its_row(index: Index) -> None:
 
     def link(connection: sqlite3.Connection) -> None:
         connection.execute("INSERT INTO contents VALUES ('sha256:x', 1, 0)")
-        connection.execute("INSERT INTO links VALUES (?, 'sha256:x', 0)", (add("a")(connection),))
+        connection.execute("INSERT INTO links VALUES (?, 'sha256:x', 0, NULL)", (add("a")(connection),))
 
     index.write_blocking(link)
     with pytest.raises(StoreDamaged):
@@ -150,7 +150,7 @@ def test_a_failing_commit_tells_nobody_success(index: Index) -> None:
 
     def break_at_commit(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA defer_foreign_keys = ON")
-        connection.execute("INSERT INTO links VALUES (77, 'sha256:none', 0)")
+        connection.execute("INSERT INTO links VALUES (77, 'sha256:none', 0, NULL)")
 
     gate = Gate(index)
     futures: list[Future[object]] = [index.submit(add("good")), index.submit(break_at_commit)]

@@ -272,9 +272,9 @@ ORPHAN = "'sha256:" + "ab" * 32 + "'"
 @pytest.mark.parametrize(
     ("statement", "says"),
     [
-        pytest.param(f"INSERT INTO links VALUES (1, {ORPHAN}, 0)", "has no content row", id="link"),
+        pytest.param(f"INSERT INTO links VALUES (1, {ORPHAN}, 0, NULL)", "has no content row", id="link"),
         pytest.param(
-            f"INSERT INTO manifests VALUES (1, {ORPHAN}, 'x', 1, NULL, NULL, '{{}}', 0, 0)",
+            f"INSERT INTO manifests VALUES (1, {ORPHAN}, 'x', 1, NULL, NULL, '{{}}', 0, 0, NULL)",
             "has no content row",
             id="manifest",
         ),

@@ -92,8 +92,8 @@ def test_flush_writes_both_tables_and_never_turns_back(index: Index) -> None:
     for statement in (
         "INSERT INTO repositories VALUES (1, 'a'), (2, 'b')",
         "INSERT INTO contents VALUES ('sha256:1', 1, 0), ('sha256:2', 1, 0)",
-        "INSERT INTO links VALUES (1, 'sha256:1', 5), (2, 'sha256:1', 5)",
-        "INSERT INTO manifests VALUES (1, 'sha256:2', 'm', 1, NULL, NULL, '{}', 50, 0)",
+        "INSERT INTO links VALUES (1, 'sha256:1', 5, NULL), (2, 'sha256:1', 5, NULL)",
+        "INSERT INTO manifests VALUES (1, 'sha256:2', 'm', 1, NULL, NULL, '{}', 50, 0, NULL)",
     ):
         index.write_blocking(run(statement))
     touches = Touches()

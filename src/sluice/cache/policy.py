@@ -60,9 +60,10 @@ class BlobAction(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BlobFacts:
-    """``held``: an intact content file is here. ``entitled``: the repository may read the digest: it is linked there, a
-    manifest held there names it, or the repository's upstream was asked. ``filling``: how many bytes the running fill
-    of the digest has (0 while it waits); None: there is none. ``offset``: where the reader begins."""
+    """``held``: an intact content file is here. ``entitled``: the repository may read the digest: it is linked there,
+    its upstream was asked, or a manifest held there names what its upstream brought to whichever repository.
+    ``filling``: how many bytes the running fill of the digest has (0 while it waits); None: there is none. ``offset``:
+    where the reader begins."""
 
     held: bool
     entitled: bool

@@ -200,7 +200,8 @@ class PullThrough:
         ours = running is not None and repository in running.repositories
         filling = None if running is None else running.position
         proven = self._proofs.get((repository, digest)) is not None
-        facts = BlobFacts(held, standing.linked or standing.named or ours or proven, filling, offset)
+        named = standing.named and (standing.kin or self._is_kin(running, repository))
+        facts = BlobFacts(held, standing.linked or named or ours or proven, filling, offset)
         if needs_proof(facts):
             await self._prove(repository, digest)
             facts = BlobFacts(held, True, filling, offset)
@@ -225,6 +226,10 @@ class PullThrough:
                 raise
         # Another repository's upstream failed; this one's own has not been asked.
         return await self._read_fill(begin(replace=damaged), repository, Kind.STARTED, offset)
+
+    def _is_kin(self, fill: Fill | None, repository: Repository) -> bool:
+        """Whether the fill is of the repository's own upstream."""
+        return fill is not None and self._store.word(repository) in map(self._store.word, fill.repositories)
 
     async def _read_fill(self, fill: Fill, repository: Repository, kind: Kind, offset: int) -> Fetched[BlobReader]:
         fill.attach()

@@ -109,15 +109,17 @@ def _direct(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
 
 def _proxy(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
     hot, names, remotes = parts
-    fills = Fills(ground.store, cache_policy(config), ground.counters, time.time, ground.space)
+    upstream_of = _upstream_of(remotes)
+    store = ground.store.seen_by(lambda repository: str(remotes[upstream_of(repository)].settings.address))
+    fills = Fills(store, cache_policy(config), ground.counters, time.time, ground.space)
     caches: list[CacheFetcher] = []
 
     def cache(remote: NamedRemote) -> Fetcher:
         rules = cache_policy(config, remote.place)
-        caches.append(CacheFetcher(ground.store, remote, fills, policy=rules))
+        caches.append(CacheFetcher(store, remote, fills, policy=rules))
         return caches[-1]
 
-    wiring = Wiring("proxy", _spread(remotes, cache), ground.store, hot, names, remotes)
+    wiring = Wiring("proxy", _spread(remotes, cache), store, hot, names, remotes)
 
     async def end() -> None:
         for one in caches:
@@ -133,6 +135,14 @@ def _proxy(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
 
 
 def _reach(remotes: dict[str, RemoteRegistry]) -> Reach:
+    async def ask(names: Collection[str]) -> Collection[str]:
+        silent = await asyncio.gather(*(remotes[name].is_silent() for name in names))
+        return [name for name, is_silent in zip(names, silent, strict=True) if is_silent]
+
+    return Reach(_upstream_of(remotes), lambda: [name for name, remote in remotes.items() if remote.is_broken], ask)
+
+
+def _upstream_of(remotes: dict[str, RemoteRegistry]) -> Callable[[str], str]:
     """Where each repository's content comes from, by the places of the registries."""
     places = {place_of(name): name for name in remotes if name != DEFAULT}
 
@@ -140,11 +150,7 @@ def _reach(remotes: dict[str, RemoteRegistry]) -> Reach:
         place, slash, _ = repository.partition("/")
         return places.get(place, DEFAULT) if slash else DEFAULT
 
-    async def ask(names: Collection[str]) -> Collection[str]:
-        silent = await asyncio.gather(*(remotes[name].is_silent() for name in names))
-        return [name for name, is_silent in zip(names, silent, strict=True) if is_silent]
-
-    return Reach(upstream_of, lambda: [name for name, remote in remotes.items() if remote.is_broken], ask)
+    return upstream_of
 
 
 def _spread(remotes: dict[str, RemoteRegistry], fetcher: Callable[[NamedRemote], Fetcher]) -> Fetcher:

@@ -99,7 +99,8 @@ async def pin(desk: CacheDesk, arguments: Arguments, _: Progress) -> object:
     wiring = None if desk.wiring is None else desk.wiring()
     if wiring is not None and wiring.mode == "proxy":
         await wiring.fetcher.fetch_named(repository, tag)
-    await desk.store.pin_tag(repository, tag, True)
+    store = None if wiring is None else wiring.held  # where only what its upstream said is there to be pinned
+    await (store or desk.store).pin_tag(repository, tag, True)
     return {"image": f"{repository}:{tag}", "digest": str((await desk.store.resolve(repository, tag)).digest)}
 
 

@@ -14,9 +14,21 @@ from sluice.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, Nam
 from sluice.oci.digest import Digest
 from sluice.oci.manifest import Manifest
 from sluice.oci.reference import Reference, Repository, Tag
+from sluice.store.words import WORD_TAKEN
 
 MISSING_NAMED_MAX = 100  # digests listed in a refusal
 GENERIC_MEDIA_TYPE = "application/octet-stream"
+
+_LINK = f"""
+INSERT INTO links(repository, digest, touched_at, upstream) VALUES (?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET touched_at = max(touched_at, excluded.touched_at), {WORD_TAKEN}
+"""  # noqa: S608 - literals
+_INSERT_MANIFEST = f"""
+INSERT INTO manifests(repository, digest, media_type, size, subject, artifact_type, annotations, touched_at, partial,
+    upstream) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET media_type = excluded.media_type, artifact_type = excluded.artifact_type,
+    touched_at = max(touched_at, excluded.touched_at), partial = min(partial, excluded.partial), {WORD_TAKEN}
+"""  # noqa: S608 - literals
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +65,11 @@ def hold_content(connection: sqlite3.Connection, digest: Digest, size: int, now:
     connection.execute("DELETE FROM condemned WHERE digest = ?", (str(digest),))
 
 
-def link_blob(connection: sqlite3.Connection, repository: Repository, digest: Digest, now: float) -> None:
-    """Let ``repository`` read the blob, whose content is held."""
-    connection.execute(
-        "INSERT INTO links(repository, digest, touched_at) VALUES (?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET touched_at = max(touched_at, excluded.touched_at)",
-        (ensure_repository(connection, repository), str(digest), now),
-    )
+def link_blob(
+    connection: sqlite3.Connection, repository: Repository, digest: Digest, now: float, word: str | None = None
+) -> None:
+    """Let ``repository`` read the blob, whose content is held, on the ``word`` of an upstream, or for good."""
+    connection.execute(_LINK, (ensure_repository(connection, repository), str(digest), now, word))
 
 
 def mount_blob(
@@ -98,10 +108,11 @@ def enter_manifest(
 
 
 def enter_partial_manifest(
-    connection: sqlite3.Connection, repository: Repository, manifest: Manifest, now: float
+    connection: sqlite3.Connection, repository: Repository, manifest: Manifest, now: float, word: str | None = None
 ) -> None:
-    """``enter_manifest`` for a cache: what the manifest names may come later, or never."""
-    _enter(connection, repository, manifest, now, partial=True)
+    """``enter_manifest`` for a cache, on the ``word`` of an upstream: what the manifest names may come later, or
+    never."""
+    _enter(connection, repository, manifest, now, partial=True, word=word)
 
 
 def _require_children(connection: sqlite3.Connection, repository: Repository, manifest: Manifest, sparse: bool) -> None:
@@ -119,14 +130,20 @@ def _require_children(connection: sqlite3.Connection, repository: Repository, ma
 
 
 def _enter(
-    connection: sqlite3.Connection, repository: Repository, manifest: Manifest, now: float, *, partial: bool
+    connection: sqlite3.Connection,
+    repository: Repository,
+    manifest: Manifest,
+    now: float,
+    *,
+    partial: bool,
+    word: str | None = None,
 ) -> None:
     number = ensure_repository(connection, repository)
     blobs, manifests = _children(manifest, "blob"), _children(manifest, "manifest")
     hold_content(connection, manifest.digest, len(manifest.raw), now)
     _touch(connection, "links", number, blobs, now)
     _touch(connection, "manifests", number, manifests, now)
-    _insert_manifest(connection, number, manifest, now, partial)
+    _insert_manifest(connection, number, manifest, (now, partial, word))
     _insert_edges(connection, number, manifest)
 
 
@@ -198,13 +215,11 @@ def _touch(connection: sqlite3.Connection, table: str, number: int, digests: str
 
 
 def _insert_manifest(
-    connection: sqlite3.Connection, number: int, manifest: Manifest, now: float, partial: bool
+    connection: sqlite3.Connection, number: int, manifest: Manifest, how: tuple[float, bool, str | None]
 ) -> None:
+    now, partial, word = how
     connection.execute(
-        "INSERT INTO manifests(repository, digest, media_type, size, subject, artifact_type, annotations, touched_at,"
-        " partial) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT DO UPDATE SET media_type = excluded.media_type, artifact_type = excluded.artifact_type,"
-        " touched_at = max(touched_at, excluded.touched_at), partial = min(partial, excluded.partial)",
+        _INSERT_MANIFEST,
         (
             number,
             str(manifest.digest),
@@ -215,6 +230,7 @@ def _insert_manifest(
             json.dumps(manifest.annotations),
             now,
             int(partial),
+            word,
         ),
     )
 

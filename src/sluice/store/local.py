@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import secrets
 import sqlite3
@@ -40,6 +41,7 @@ from sluice.store.settings import StoreSettings
 from sluice.store.threads import submit
 from sluice.store.touches import Key, Touches, flush
 from sluice.store.uploads import SPOOL_PREFIX, LocalUploads
+from sluice.store.words import Word
 from sluice.store.writer import LocalBlobWriter
 
 T = TypeVar("T")
@@ -65,6 +67,7 @@ class LocalStore:
 
     def __init__(self, lock: DirectoryLock, paths: Paths, settings: StoreSettings, clock: Callable[[], float]) -> None:
         self._lock = lock
+        self._word: Word | None = None
         self.paths = paths
         self.settings = settings
         self.clock = clock
@@ -94,6 +97,17 @@ class LocalStore:
             lock.release()
             raise
 
+    def seen_by(self, word: Word) -> LocalStore:
+        """The same store as a cache sees it whose upstreams are those of ``word`` (``store.words``). Not to be started
+        or closed: that is for the one that it is made of."""
+        view = copy.copy(self)
+        view._word = word
+        return view
+
+    def word(self, repository: Repository) -> str | None:
+        """Whose word counts in this repository for whoever sees the store like this; None: everybody's."""
+        return None if self._word is None else self._word(repository)
+
     async def start(self) -> None:
         """Begin the background work (flushing touches, dropping stale uploads); listeners run in this event loop."""
         self.events.attach()
@@ -121,7 +135,7 @@ class LocalStore:
 
     async def resolve(self, repository: Repository, reference: Reference) -> Descriptor:
         """The manifest that a tag or digest names; raises NameUnknown or ManifestUnknown."""
-        return await self.index.fetch(lambda c: queries.find_manifest(c, repository, reference))
+        return await self.index.fetch(lambda c: queries.find_manifest(c, repository, reference, self.word(repository)))
 
     async def manifest(self, repository: Repository, digest: Digest) -> Manifest:
         """The manifest's exact bytes, verified; raises NameUnknown, ManifestUnknown or StoreDamaged."""
@@ -133,11 +147,11 @@ class LocalStore:
 
     async def tags(self, repository: Repository, limit: int, last: str | None) -> Sequence[Tag]:
         """Up to ``limit`` tags after ``last`` in byte order; raises NameUnknown."""
-        return await self.index.fetch(lambda c: queries.list_tags(c, repository, limit, last))
+        return await self.index.fetch(lambda c: queries.list_tags(c, repository, limit, last, self.word(repository)))
 
     async def referrers(self, repository: Repository, subject: Digest) -> Sequence[Referrer]:
         """Manifests whose ``subject`` is this digest, in digest order; empty where there are none."""
-        return await self.index.fetch(lambda c: queries.list_referrers(c, repository, subject))
+        return await self.index.fetch(lambda c: queries.list_referrers(c, repository, subject, self.word(repository)))
 
     # Sink
 
@@ -167,7 +181,7 @@ class LocalStore:
         """``begin_blob`` for content that is read while it comes in, and is hashed with ``algorithm`` on its way. What
         a process leaves of one, the next one drops."""
         session = await self.uploads.start(repository, algorithm, SPOOL_PREFIX)
-        return LocalBlobWriter(self.uploads, repository, session)
+        return LocalBlobWriter(self.uploads, repository, session, self._word)
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
         """What ``open_blob`` would open; raises BlobUnknown, also for a blob whose file is missing or of the wrong
@@ -196,7 +210,8 @@ class LocalStore:
     async def link(self, repository: Repository, digest: Digest) -> bool:
         """Let ``repository`` read a blob that is held, wherever it came from. False where it is not held."""
         now = self.clock()
-        return await self._change(repository, lambda c: cached.link_held(c, repository, digest, now))
+        word = self.word(repository)
+        return await self._change(repository, lambda c: cached.link_held(c, repository, digest, now, word))
 
     async def cache_manifest(
         self, repository: Repository, manifest: Manifest, tag: Tag | None, actor: str
@@ -209,29 +224,29 @@ class LocalStore:
     async def confirm_tag(self, repository: Repository, tag: Tag, digest: Digest, actor: str) -> None:
         """The upstream said just now that ``tag`` names ``digest``, a manifest that is held: move the tag there."""
         move = TagMove(tag, digest, actor, self.clock(), self.settings.history_per_tag)
-        await self._change(repository, lambda c: cached.confirm_tag(c, repository, move))
+        await self._change(repository, lambda c: cached.confirm_tag(c, repository, move, self.word(repository)))
 
     async def tag_gone(self, repository: Repository, tag: Tag) -> None:
         """The upstream said just now that a tag which is served from here does not exist any more."""
         now = self.clock()
-        await self._change(repository, lambda c: cached.note_gone(c, repository, tag, now))
+        await self._change(repository, lambda c: cached.note_gone(c, repository, tag, now, self.word(repository)))
 
     async def drop_tag(self, repository: Repository, tag: Tag, actor: str) -> None:
         """Serve the tag no longer, unless it is pinned; not an error where there is none."""
         move = TagMove(tag, None, actor, self.clock(), self.settings.history_per_tag)
-        await self._change(repository, lambda c: cached.drop_tag(c, repository, move))
+        await self._change(repository, lambda c: cached.drop_tag(c, repository, move, self.word(repository)))
 
     async def pin_tag(self, repository: Repository, tag: Tag, pinned: bool) -> None:
         """Nail the tag to what it names now, or let it go; raises NameUnknown or ManifestUnknown."""
-        await self._change(repository, lambda c: cached.pin_tag(c, repository, tag, pinned))
+        await self._change(repository, lambda c: cached.pin_tag(c, repository, tag, pinned, self.word(repository)))
 
     async def cached_tag(self, repository: Repository, tag: Tag) -> CachedTag | None:
         """A tag that can be served, with what the upstream last said about it; None where there is none."""
-        return await self.index.fetch(lambda c: cached.find_tag(c, repository, tag))
+        return await self.index.fetch(lambda c: cached.find_tag(c, repository, tag, self.word(repository)))
 
     async def standing(self, repository: Repository, digest: Digest) -> Standing:
         """How a blob stands to a repository."""
-        return await self.index.fetch(lambda c: cached.find_standing(c, repository, digest))
+        return await self.index.fetch(lambda c: cached.find_standing(c, repository, digest, self.word(repository)))
 
     async def delete_blob(self, repository: Repository, digest: Digest) -> None:
         """Take a blob from a repository; raises BlobUnknown."""
@@ -272,14 +287,20 @@ class LocalStore:
     # In worker threads
 
     def _publish_blob(
-        self, path: Path, repositories: Sequence[Repository], digest: Digest, size: int, replace: bool
+        self,
+        path: Path,
+        repositories: Sequence[Repository],
+        digest: Digest,
+        size: int,
+        replace: bool,
+        word: Word | None,
     ) -> Descriptor:
         now = self.clock()
 
         def record(connection: sqlite3.Connection) -> None:
             changes.hold_content(connection, digest, size, now)
             for repository in repositories:
-                changes.link_blob(connection, repository, digest, now)
+                changes.link_blob(connection, repository, digest, now, None if word is None else word(repository))
 
         self._contents.publish(path, digest, size, record, replace=replace)
         for repository in repositories:
@@ -298,12 +319,12 @@ class LocalStore:
         return self._publish_manifest(repository, manifest, record)
 
     def _cache_manifest(self, repository: Repository, manifest: Manifest, tag: Tag | None, actor: str) -> Descriptor:
-        now, keep = self.clock(), self.settings.history_per_tag
+        now, keep, word = self.clock(), self.settings.history_per_tag, self.word(repository)
 
         def record(connection: sqlite3.Connection) -> None:
-            changes.enter_partial_manifest(connection, repository, manifest, now)
+            changes.enter_partial_manifest(connection, repository, manifest, now, word)
             if tag is not None:
-                cached.confirm_tag(connection, repository, TagMove(tag, manifest.digest, actor, now, keep))
+                cached.confirm_tag(connection, repository, TagMove(tag, manifest.digest, actor, now, keep), word)
 
         return self._publish_manifest(repository, manifest, record, replace=True)
 
@@ -325,13 +346,13 @@ class LocalStore:
 
     def _read_manifest(self, repository: Repository, digest: Digest) -> Manifest:
         with self.leases.held(repository, digest):
-            found = self.index.read(lambda c: queries.find_manifest(c, repository, digest))
+            found = self.index.read(lambda c: queries.find_manifest(c, repository, digest, self.word(repository)))
             return Manifest.parse(self._contents.read(digest, found.size), found.media_type, digest.algorithm)
 
     def _open_blob(self, repository: Repository, digest: Digest) -> BlobReader:
         lease = self.leases.take(repository, digest)  # before looking: whoever unlinks the file sees it
         try:
-            size = self.index.read(lambda c: queries.blob_size(c, repository, digest))
+            size = self.index.read(lambda c: queries.blob_size(c, repository, digest, self.word(repository)))
             return self._contents.open(digest, size, self._readers, lambda: self.leases.drop(lease))
         except BaseException:
             self.leases.drop(lease)
@@ -339,7 +360,7 @@ class LocalStore:
 
     def _stat_blob(self, repository: Repository, digest: Digest) -> Descriptor:
         with self.leases.held(repository, digest):
-            size = self.index.read(lambda c: queries.blob_size(c, repository, digest))
+            size = self.index.read(lambda c: queries.blob_size(c, repository, digest, self.word(repository)))
             intact = self._contents.has_file(digest, size)
         if not intact:
             _log.error("blob %s has a row and no intact file: answered as unknown", digest)

@@ -12,6 +12,7 @@ from sluice.oci.content import Descriptor, Referrer
 from sluice.oci.digest import Digest
 from sluice.oci.reference import Reference, Repository, Tag
 from sluice.store.changes import repository_id
+from sluice.store.words import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +33,39 @@ class Totals:
     uploads: int
 
 
-_BY_DIGEST = """
+_BLOB_SIZE = f"""
+SELECT c.size FROM repositories AS r JOIN links AS l ON l.repository = r.id JOIN contents AS c ON c.digest = l.digest
+WHERE r.name = :repository AND l.digest = :digest AND {visible("l")}
+"""  # noqa: S608 - literals
+_REFERRERS = f"""
+SELECT media_type, digest, size, artifact_type, annotations FROM manifests AS m
+WHERE repository = (SELECT id FROM repositories WHERE name = :repository) AND subject = :subject AND {visible("m")}
+ORDER BY digest
+"""  # noqa: S608 - literals
+_BY_DIGEST = f"""
 SELECT m.media_type, m.digest, m.size FROM manifests AS m JOIN repositories AS r ON r.id = m.repository
-WHERE r.name = ? AND m.digest = ?
-"""
-_BY_TAG = """
+WHERE r.name = :repository AND m.digest = :reference AND {visible("m")}
+"""  # noqa: S608 - literals
+_BY_TAG = f"""
 SELECT m.media_type, m.digest, m.size FROM repositories AS r
 JOIN tags AS t ON t.repository = r.id JOIN manifests AS m ON m.repository = r.id AND m.digest = t.digest
-WHERE r.name = ? AND t.name = ?
-"""
+WHERE r.name = :repository AND t.name = :reference AND {visible("m")}
+"""  # noqa: S608 - literals
+# Where the two digests differ, somebody has moved the tag here since, and no upstream speaks for it.
+_TAGS = f"""
+SELECT t.name FROM tags AS t LEFT JOIN cached_tags AS c
+ON c.repository = t.repository AND c.name = t.name AND c.digest = t.digest
+WHERE t.repository = :repository AND t.name > :last AND {visible("c")} ORDER BY t.name LIMIT :limit
+"""  # noqa: S608 - literals
 
 
-def find_manifest(connection: sqlite3.Connection, repository: Repository, reference: Reference) -> Descriptor:
+def find_manifest(
+    connection: sqlite3.Connection, repository: Repository, reference: Reference, word: str | None = None
+) -> Descriptor:
     """The manifest that a tag or digest names; raises NameUnknown or ManifestUnknown."""
     query = _BY_DIGEST if isinstance(reference, Digest) else _BY_TAG
-    row = connection.execute(query, (repository, str(reference))).fetchone()
+    values = {"repository": repository, "reference": str(reference), "word": word}
+    row = connection.execute(query, values).fetchone()
     if row is None:
         _require_repository(connection, repository)
         kind = "manifest" if isinstance(reference, Digest) else "tag"
@@ -54,13 +73,10 @@ def find_manifest(connection: sqlite3.Connection, repository: Repository, refere
     return Descriptor(row[0], Digest.parse(row[1]), row[2])
 
 
-def blob_size(connection: sqlite3.Connection, repository: Repository, digest: Digest) -> int:
+def blob_size(connection: sqlite3.Connection, repository: Repository, digest: Digest, word: str | None = None) -> int:
     """Bytes of a blob that the repository may read; raises BlobUnknown."""
-    row = connection.execute(
-        "SELECT c.size FROM repositories AS r JOIN links AS l ON l.repository = r.id"
-        " JOIN contents AS c ON c.digest = l.digest WHERE r.name = ? AND l.digest = ?",
-        (repository, str(digest)),
-    ).fetchone()
+    values = {"repository": repository, "digest": str(digest), "word": word}
+    row = connection.execute(_BLOB_SIZE, values).fetchone()
     if row is None:
         raise BlobUnknown(f"blob {digest} is not in repository {repository}")
     return int(row[0])
@@ -83,12 +99,19 @@ def is_known(connection: sqlite3.Connection, digest: Digest) -> bool:
     return connection.execute(query, (str(digest),)).fetchone() is not None
 
 
-def list_tags(connection: sqlite3.Connection, repository: Repository, limit: int, last: str | None) -> Sequence[Tag]:
-    """Up to ``limit`` tags after ``last`` in byte order; raises NameUnknown."""
-    number = _require_repository(connection, repository)
-    rows = connection.execute(
-        "SELECT name FROM tags WHERE repository = ? AND name > ? ORDER BY name LIMIT ?", (number, last or "", limit)
-    )
+def list_tags(
+    connection: sqlite3.Connection, repository: Repository, limit: int, last: str | None, word: str | None = None
+) -> Sequence[Tag]:
+    """Up to ``limit`` tags after ``last`` in byte order; raises NameUnknown, also where the upstream of ``word`` has
+    spoken of none of those that are held."""
+    values = {"repository": _require_repository(connection, repository), "word": word}
+    rows = connection.execute(_TAGS, {**values, "last": last or "", "limit": limit}).fetchall()
+    if (
+        not rows
+        and word is not None
+        and connection.execute(_TAGS, {**values, "last": "", "limit": 1}).fetchone() is None
+    ):
+        raise NameUnknown(f"nothing is known about the tags of repository {repository}")
     return [Tag(row[0]) for row in rows]
 
 
@@ -102,13 +125,11 @@ def list_repositories(connection: sqlite3.Connection, limit: int, last: str | No
     return [Repository(row[0]) for row in rows]
 
 
-def list_referrers(connection: sqlite3.Connection, repository: Repository, subject: Digest) -> Sequence[Referrer]:
+def list_referrers(
+    connection: sqlite3.Connection, repository: Repository, subject: Digest, word: str | None = None
+) -> Sequence[Referrer]:
     """Manifests of the repository whose subject this is, in digest order."""
-    rows = connection.execute(
-        "SELECT media_type, digest, size, artifact_type, annotations FROM manifests"
-        " WHERE repository = (SELECT id FROM repositories WHERE name = ?) AND subject = ? ORDER BY digest",
-        (repository, str(subject)),
-    )
+    rows = connection.execute(_REFERRERS, {"repository": repository, "subject": str(subject), "word": word})
     return [Referrer(Descriptor(row[0], Digest.parse(row[1]), row[2]), row[3], json.loads(row[4])) for row in rows]
 
 

@@ -4,13 +4,16 @@ The index says what is held, where it may be read and what points where; the byt
 row exists only after its file is durable; a file outlives its row by ``UNLINK_DELAY_S`` at least. Times are seconds
 since the epoch (REAL). Digests are text (``sha256:…``).
 
+``upstream`` in ``links``, ``manifests`` and ``cached_tags`` says on whose word a cache entered the row; NULL: it was
+pushed here, or cached before version 3 (``store.words``).
+
 Version 1 had none of ``CACHE_TABLES``, and grew by some of them without a number of its own: ``store.upgrade`` takes
 each of its forms to this one.
 """
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x51C1CE01
 
 TABLES = """
@@ -29,6 +32,7 @@ CREATE TABLE links (
     repository INTEGER NOT NULL REFERENCES repositories(id),
     digest TEXT NOT NULL REFERENCES contents(digest),
     touched_at REAL NOT NULL,
+    upstream TEXT,
     PRIMARY KEY (repository, digest)
 ) WITHOUT ROWID;
 CREATE INDEX links_digest ON links(digest);
@@ -43,6 +47,7 @@ CREATE TABLE manifests (
     annotations TEXT NOT NULL DEFAULT '{}',
     touched_at REAL NOT NULL,
     partial INTEGER NOT NULL DEFAULT 0,
+    upstream TEXT,
     PRIMARY KEY (repository, digest)
 ) WITHOUT ROWID;
 CREATE INDEX manifests_digest ON manifests(digest);
@@ -107,6 +112,7 @@ CREATE TABLE IF NOT EXISTS cached_tags (
     checked_at REAL NOT NULL,
     gone INTEGER NOT NULL DEFAULT 0,
     pinned INTEGER NOT NULL DEFAULT 0,
+    upstream TEXT,
     PRIMARY KEY (repository, name)
 ) WITHOUT ROWID;
 -- What a cache must keep: 'repository:tag', 'repository@digest' or a digest.

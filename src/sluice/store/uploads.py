@@ -34,10 +34,11 @@ from sluice.store.reserve import Reserve
 from sluice.store.session import NOTE_SUFFIX, Note, SessionFile
 from sluice.store.settings import StoreSettings
 from sluice.store.threads import submit
+from sluice.store.words import Word
 
 T = TypeVar("T")
-Publish = Callable[[Path, Sequence[Repository], Digest, int, bool], Descriptor]
-"""``(file, repositories, digest, size, replace)``: make the file content and link it in the repositories. Blocks."""
+Publish = Callable[..., Descriptor]
+"""``(file, repositories, digest, size, replace=, word=)``: make the file content and link it there. Blocks."""
 
 SPOOL_PREFIX = "spool-"
 UPLOADS_BYTES = 4 << 20
@@ -199,15 +200,16 @@ class LocalUploads:
         *,
         also: Sequence[Repository] = (),
         replace: bool = False,
+        word: Word | None = None,
     ) -> Descriptor:
         """Verify, make durable, publish; raises DigestInvalid (the session is then gone), UploadUnknown or StorageFull
-        (the session stays). ``also``: further repositories that may read it. ``replace`` what is held: it was found
-        damaged."""
+        (the session stays). ``also`` may read it. ``replace``: what is held is damaged. ``word``: ``store.words``."""
         found = await self._find(repository, session)
         async with found.lock:
             await self._ready(found, session)
             await found.flush.end()
-            job = partial(self._commit, session, found, digest, also=also, replace=replace)
+            publish = partial(self._publish, replace=replace, word=word)
+            job = partial(self._commit, session, found, digest, also, publish)
             return await self._run(self._committers, found, job)
 
     async def cancel(self, repository: Repository, session: str) -> None:
@@ -336,12 +338,12 @@ class LocalUploads:
         return await _uninterrupted(self._chain(executor, session, job))
 
     def _commit(
-        self, identifier: str, session: _Session, digest: Digest, *, also: Sequence[Repository], replace: bool
+        self, identifier: str, session: _Session, digest: Digest, also: Sequence[Repository], publish: Publish
     ) -> Descriptor:
         self._verify(identifier, session, digest)
         session.file.close()
         repositories = [session.note.repository, *also]
-        descriptor = self._publish(session.file.path, repositories, digest, session.file.offset, replace)
+        descriptor = publish(session.file.path, repositories, digest, session.file.offset)
         self._drop(identifier, session)
         return descriptor
 

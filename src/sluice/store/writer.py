@@ -14,12 +14,14 @@ from sluice.oci.digest import Digest
 from sluice.oci.reference import Repository
 from sluice.store.blobs import LocalBlob
 from sluice.store.uploads import LocalUploads
+from sluice.store.words import Word
 
 
 class LocalBlobWriter:
-    """``BlobWriter`` over one session."""
+    """``BlobWriter`` over one session. ``word``: on whose word its content is linked (``store.words``)."""
 
-    def __init__(self, uploads: LocalUploads, repository: Repository, session: str) -> None:
+    def __init__(self, uploads: LocalUploads, repository: Repository, session: str, word: Word | None = None) -> None:
+        self._word = word
         self._uploads = uploads
         self._repository = repository
         self._session = session
@@ -41,7 +43,7 @@ class LocalBlobWriter:
 
     async def commit(self, digest: Digest) -> Descriptor:
         """Verify, make durable, publish in the repository; raises DigestInvalid (the content is then dropped)."""
-        return await self._uploads.commit(self._repository, self._session, digest)
+        return await self.commit_in(digest, ())
 
     async def verify(self, digest: Digest) -> None:
         """Raises DigestInvalid where the bytes written have another one (the content is then dropped)."""
@@ -49,7 +51,9 @@ class LocalBlobWriter:
 
     async def commit_in(self, digest: Digest, also: Sequence[Repository], *, replace: bool = False) -> Descriptor:
         """``commit``, readable in the repositories ``also`` too; ``replace`` what is held and was found damaged."""
-        return await self._uploads.commit(self._repository, self._session, digest, also=also, replace=replace)
+        return await self._uploads.commit(
+            self._repository, self._session, digest, also=also, replace=replace, word=self._word
+        )
 
     async def tail(self) -> LocalBlob:
         """The bytes written so far and those to come, for reading; once there is at least one. Stays readable after

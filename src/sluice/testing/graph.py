@@ -82,11 +82,13 @@ def _put_repository(connection: sqlite3.Connection, number: int, name: str, cont
     connection.execute("INSERT INTO repositories VALUES (?, ?)", (number, name))
     for blob, fresh in contained.links.items():
         _put_content(connection, blob)
-        connection.execute("INSERT INTO links VALUES (?, ?, ?)", (number, digest(blob), FRESH if fresh else STALE))
+        connection.execute(
+            "INSERT INTO links VALUES (?, ?, ?, NULL)", (number, digest(blob), FRESH if fresh else STALE)
+        )
     for manifest, node in contained.manifests.items():
         _put_content(connection, manifest)
         connection.execute(
-            "INSERT INTO manifests VALUES (?, ?, 'x', ?, ?, NULL, '{}', ?, 0)",
+            "INSERT INTO manifests VALUES (?, ?, 'x', ?, ?, NULL, '{}', ?, 0, NULL)",
             (
                 *(number, digest(manifest), len(manifest)),
                 *(digest(node.subject) if node.subject else None, FRESH if node.fresh else STALE),
