@@ -13,7 +13,7 @@ import pytest
 
 from cache.scripted import LATEST, POLICY, Body, Cache, Upstream, caching, read_all, until
 from sluice.cache.answers import Kind
-from sluice.cache.fill import Fills
+from sluice.cache.fills import Fills
 from sluice.cache.policy import CachePolicy
 from sluice.cache.pullthrough import PullThrough
 from sluice.errors import BlobUnknown, ManifestUnknown, UpstreamFailed
