@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from faults.street import REPOSITORY, TAG, House, Street, check_whole, street, wait_until
+from faults.street import HEAD_S, REPOSITORY, TAG, House, Street, check_whole, street, wait_until
 from sluice.testing.upstreams import Cut, Failing, Fault, Liar, RateLimited, Redirect, Stall, Unauthorized
 
 WARNING = '110 - "Response is Stale"'
@@ -51,6 +52,20 @@ def test_known_content_is_served(town: Street, house: House, trouble: str) -> No
     assert house.tag("v2").status in {502, 503, 504}
     house.spoil()
     wait_until(lambda: house.tag().headers.get("warning") is None, "the tag is asked about again")
+
+
+def test_only_the_first_waits_for_a_silent_upstream(house: House) -> None:
+    """Once a known tag or list was asked for in vain, nobody waits for the upstream again, though it is asked each
+    time."""
+    known(house)
+    assert {"upstream", "hit"} >= {house.get("tags/list").origin}
+    house.spoil(Stall())
+    for path in (f"manifests/{TAG}", "tags/list"):
+        assert 'stale; reason="timeout"' == house.get(path).origin
+        for _ in range(3):
+            began = time.monotonic()
+            assert 'stale; reason="timeout"' == house.get(path).origin
+            assert time.monotonic() - began < HEAD_S / 2
 
 
 def test_a_dead_upstream_that_comes_back(town: Street, house: House) -> None:

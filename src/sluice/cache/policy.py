@@ -25,6 +25,9 @@ class CachePolicy:
     before they are served. ``keep_gone``: go on serving a tag that the upstream has deleted. ``negative_s``: seconds
     for which "there is none", a wrong digest and a failed question about a tag are remembered.
 
+    Who asks for what is known waits ``known_wait_s`` seconds for the upstream's word, and ``troubled_wait_s`` where it
+    was last asked in vain; then what is known is served, and the question goes on.
+
     Blobs: ``head_deadline_s`` is how long a reader waits for the upstream's head, ``small_blob_bytes`` the size up to
     which a blob is verified before anything is said about it, ``far_range_bytes`` how far ahead of a fill a reader may
     be and still wait for it. ``fills_max`` fills run at once (``cache.slots`` says which) and ``queue_max`` more wait;
@@ -38,6 +41,8 @@ class CachePolicy:
     revalidate: Literal["background", "first"] = "background"
     keep_gone: bool = True
     negative_s: float = 10.0
+    known_wait_s: float = 5.0
+    troubled_wait_s: float = 0.1
     head_deadline_s: float = 25.0
     far_range_bytes: int = 32 << 20
     small_blob_bytes: int = 128 << 10
@@ -128,6 +133,14 @@ def decide_tag(facts: TagFacts | None, now: float, policy: CachePolicy) -> TagAc
     if policy.revalidate == "background" and _within(facts.checked_at, now, policy.tag_stale_max_s):
         return TagAction.SERVE_AND_REVALIDATE
     return TagAction.ASK_FIRST
+
+
+def patience_s(known: bool, trouble: str | None, policy: CachePolicy) -> float:
+    """How long who asks waits for the upstream's word. ``known``: there is something else to serve. ``trouble``: how
+    the last question failed, None where it did not."""
+    if not known:
+        return policy.head_deadline_s
+    return min(policy.head_deadline_s, policy.known_wait_s if trouble is None else policy.troubled_wait_s)
 
 
 def fresh_for_s(facts: TagFacts, now: float, policy: CachePolicy) -> float:

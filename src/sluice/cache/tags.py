@@ -20,6 +20,7 @@ from sluice.cache.policy import (
     after_ask,
     decide_tag,
     fresh_for_s,
+    patience_s,
     stale_reason,
 )
 from sluice.cache.recent import Recent
@@ -77,16 +78,20 @@ class Tags:
         return TagFacts(known.checked_at, known.gone, known.pinned, failed_at, trouble)
 
     async def _ask(self, repository: Repository, tag: Tag, known: CachedTag | None) -> Fetched[Descriptor]:
+        key = (repository, tag)
+        trouble = self._troubles.get_expired(key)
+        deadline_s = patience_s(known is not None, trouble, self._policy)
         try:
-            found = await self._flights.ask(
-                (repository, tag), lambda: self._flight(repository, tag), self._policy.head_deadline_s
-            )
+            found = await self._flights.ask(key, lambda: self._flight(repository, tag), deadline_s)
         except (UpstreamError, ManifestUnknown, NameUnknown) as error:
             failed = isinstance(error, UpstreamError)
             verdict = after_ask(known is not None, Outcome.FAILED if failed else Outcome.GONE, self._policy)
             if known is None or verdict is Verdict.RAISE:
                 raise
             reason = error.reason if isinstance(error, UpstreamError) else "gone"
+            if self._flights.flying(key):  # it was too slow for us; nobody else waits for it
+                reason = trouble or reason
+                self._troubles.put(key, reason)
             return Fetched(known.descriptor, Provenance(Kind.STALE, reason))
         return Fetched(found, Provenance(Kind.UPSTREAM), self._policy.tag_fresh_s)
 
