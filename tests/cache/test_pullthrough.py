@@ -316,7 +316,7 @@ async def test_a_damaged_manifest_is_fetched_again(tmp_path: Path, harm: str) ->
 
 async def test_lists_are_remembered_and_served_stale(tmp_path: Path) -> None:
     """Tag lists and referrers come from memory while fresh, and when the upstream cannot be asked they are the last
-    ones, or else what is held here; what is not known is the upstream's error."""
+    ones; what is not known is the upstream's error."""
     async with caching(tmp_path) as cache:
         await known(cache)
         referrer = Referrer(Descriptor(OCI_MANIFEST, NEWER.digest, 7), "application/x.signature")
@@ -332,11 +332,8 @@ async def test_lists_are_remembered_and_served_stale(tmp_path: Path) -> None:
         cache.clock.now += POLICY.tag_fresh_s
         cache.upstream.error = UpstreamTimeout("silent")
         assert [([LATEST], Kind.STALE, "timeout"), ([referrer], Kind.STALE, "timeout")] == await both()
-        await cache.restart()
-        assert [LATEST] == list(await cache.pull.tags(APP, 10, None))
-        for ask in (cache.pull.referrers(APP, IMAGE.digest), cache.pull.tags(OTHER, 10, None)):
-            with pytest.raises(UpstreamTimeout):
-                await ask
+        with pytest.raises(UpstreamTimeout):
+            await cache.pull.tags(OTHER, 10, None)
         cache.upstream.error = None
         with pytest.raises(NameUnknown):
             await cache.pull.tags(OTHER, 10, None)

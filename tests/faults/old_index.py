@@ -1,4 +1,4 @@
-"""Index files as earlier Sluices left them: all call themselves version 1, and each has less than the one after it.
+"""Index files as earlier Sluices left them: each has less than the one after it, or calls itself an earlier version.
 
 The tables are written down here as they were, so that they stay so whatever becomes of ``sluice.store.schema``.
 """
@@ -10,7 +10,6 @@ import sqlite3
 from pathlib import Path
 
 APPLICATION_ID = 0x51C1CE01
-VERSION = 1
 
 REGISTRY = """
 CREATE TABLE repositories (
@@ -125,7 +124,8 @@ INSERT INTO totals VALUES ('evicted_images', 0), ('evicted_bytes', 0), ('swept_a
 """
 )
 
-FORMS = {"registry": REGISTRY, "cache": CACHE, "space": SPACE}
+FORMS = {"registry": REGISTRY, "cache": CACHE, "space": SPACE, "numbered": SPACE}
+VERSIONS = {"registry": 1, "cache": 1, "space": 1, "numbered": 2}
 
 
 def take_back(path: Path, form: str) -> None:
@@ -154,7 +154,7 @@ def take_back(path: Path, form: str) -> None:
             old.execute(sql)
         old.execute("DETACH present")
         old.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        old.execute(f"PRAGMA user_version = {VERSION}")
+        old.execute(f"PRAGMA user_version = {VERSIONS[form]}")
         old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     for name in ("-wal", "-shm"):
         Path(f"{path}{name}").unlink(missing_ok=True)

@@ -1,16 +1,18 @@
 """Tag lists and referrers through a cache: the upstream's while it can be asked, else the last ones, else what is held.
 
-Pages are remembered in memory, as many as have ``ENTRIES_MAX`` entries together.
+Pages are remembered in memory, as many as have ``ENTRIES_MAX`` entries together, and in the store's index
+(``store.lists``), so that they outlive a restart.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Coroutine, Hashable, Sequence
-from typing import Any, TypeAlias, TypeVar, cast
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from sluice.cache.answers import Fetched, Kind, Provenance
 from sluice.cache.flights import Flights
+from sluice.cache.pages import ReferrersPage, TagsPage
 from sluice.cache.policy import CachePolicy, patience_s
 from sluice.cache.recent import Recent
 from sluice.errors import NameUnknown, SluiceError, UpstreamError, UpstreamTimeout
@@ -24,6 +26,24 @@ Ask: TypeAlias = Callable[[], Coroutine[Any, Any, Sequence[Entry]]]
 
 ENTRIES_MAX = 50_000  # tags and referrers, of all pages together
 TROUBLES_MAX = 10_000  # pages that were asked for in vain
+ONLY_HELD = "only what is held"
+"""Why a list that nobody has seen before is stale: there may be more."""
+
+_log = logging.getLogger(__name__)
+
+
+class Page(Protocol[Entry]):
+    """A question for a page (``cache.pages``)."""
+
+    @property
+    def question(self) -> str:
+        """What the page is kept under."""
+
+    def write(self, page: Sequence[Entry]) -> str:
+        """The page as text."""
+
+    def read(self, text: str) -> Sequence[Entry]:
+        """What ``write`` wrote."""
 
 
 class Listings:
@@ -36,15 +56,15 @@ class Listings:
         self._upstream = upstream
         self._flights = flights
         self._policy = policy
-        self._pages: Recent[Hashable, Sequence[Any]] = Recent(
+        self._pages: Recent[str, Sequence[Any]] = Recent(
             ENTRIES_MAX, policy.tag_fresh_s, clock, lambda page: 1 + len(page)
         )
-        self._troubles: Recent[Hashable, str] = Recent(TROUBLES_MAX, policy.negative_s, clock)
+        self._troubles: Recent[str, str] = Recent(TROUBLES_MAX, policy.negative_s, clock)
 
     async def tags(self, repository: Repository, limit: int, last: str | None) -> Fetched[Sequence[Tag]]:
         """A page of tags; raises NameUnknown, or an UpstreamError where nothing is known."""
         return await self._page(
-            ("tags", repository, limit, last),
+            TagsPage(repository, limit, last),
             lambda: self._upstream.tags(repository, limit, last),
             lambda: self._store.tags(repository, limit, last),
         )
@@ -52,60 +72,81 @@ class Listings:
     async def referrers(self, repository: Repository, subject: Digest) -> Fetched[Sequence[Referrer]]:
         """What refers to ``subject``; raises an UpstreamError where nothing is known."""
         return await self._page(
-            ("referrers", repository, subject),
+            ReferrersPage(repository, subject),
             lambda: self._upstream.referrers(repository, subject),
             lambda: self._held_referrers(repository, subject),
         )
 
-    async def _page(self, key: Hashable, ask: Ask[Entry], held: Ask[Entry]) -> Fetched[Sequence[Entry]]:
-        fresh = self._pages.get(key)
+    async def _page(self, key: Page[Entry], ask: Ask[Entry], held: Ask[Entry]) -> Fetched[Sequence[Entry]]:
+        fresh = self._pages.get(key.question)
         if fresh is not None:
             return Fetched(fresh, Provenance(Kind.HIT))
-        trouble = self._troubles.get_expired(key)
-        known = await self._known(key, held if trouble is not None else None)
-        if known is not None and trouble is not None and self._troubles.get(key) is not None:
-            return Fetched(known, Provenance(Kind.STALE, trouble))
-        deadline_s = patience_s(known is not None, trouble, self._policy)
+        trouble = self._troubles.get_expired(key.question)
+        known = await self._seen(key)
+        stale = None if trouble is None else await self._stale(known, trouble, held)
+        if stale is not None and self._troubles.get(key.question) is not None:
+            return stale
+        deadline_s = patience_s(known is not None or stale is not None, trouble, self._policy)
         try:
-            page = await self._flights.ask(key, lambda: self._flight(key, ask), deadline_s)
+            page = await self._flights.ask(key.question, lambda: self._flight(key, ask), deadline_s)
         except (UpstreamError, NameUnknown) as error:
-            if self._flights.flying(key):  # it was too slow for us; nobody else waits for it
-                self._troubles.put(key, trouble or UpstreamTimeout.reason)
-            return await self._stale(key, error, held)
+            reason = error.reason if isinstance(error, UpstreamError) else "gone"
+            if self._flights.flying(key.question):  # it was too slow for us; nobody else waits for it
+                reason = trouble or UpstreamTimeout.reason
+                self._troubles.put(key.question, reason)
+            dropped = isinstance(error, NameUnknown) and not self._policy.keep_gone
+            stale = None if dropped else await self._stale(known, reason, held)
+            if stale is None:
+                raise
+            return stale
         return Fetched(page, Provenance(Kind.UPSTREAM))
 
-    async def _flight(self, key: Hashable, ask: Ask[Entry]) -> Sequence[Entry]:
+    async def _flight(self, key: Page[Entry], ask: Ask[Entry]) -> Sequence[Entry]:
         """Ask, and remember how that went."""
         try:
             page = await ask()
         except UpstreamError as error:
-            self._troubles.put(key, error.reason)
+            self._troubles.put(key.question, error.reason)
             raise
         except NameUnknown:
-            self._troubles.forget(key)
+            self._troubles.forget(key.question)
+            if not self._policy.keep_gone:
+                self._pages.forget(key.question)
+                await self._keep(key, None)
             raise
-        self._troubles.forget(key)
-        self._pages.put(key, page)
+        self._troubles.forget(key.question)
+        self._pages.put(key.question, page)
+        await self._keep(key, page)
         return page
 
-    async def _stale(self, key: Hashable, error: SluiceError, held: Ask[Entry]) -> Fetched[Sequence[Entry]]:
-        """The last page, or what is held; raises ``error`` where there is neither."""
-        if isinstance(error, NameUnknown) and not self._policy.keep_gone:
-            self._pages.forget(key)
-            raise error
-        known = await self._known(key, held)
-        if known is None:
-            raise error
-        reason = error.reason if isinstance(error, UpstreamError) else "gone"
-        return Fetched(known, Provenance(Kind.STALE, self._troubles.get_expired(key) or reason))
+    async def _keep(self, key: Page[Entry], page: Sequence[Entry] | None) -> None:
+        try:
+            await self._store.keep_list(key.question, None if page is None else key.write(page))
+        except SluiceError as error:
+            _log.warning("the list %s is not kept: %s", key.question, error.message)
 
-    async def _known(self, key: Hashable, held: Ask[Entry] | None) -> Sequence[Entry] | None:
-        """The last page, or what is held, where that is asked for; None where there is neither."""
-        known = cast("Sequence[Entry] | None", self._pages.get_expired(key))
-        if known is None and held is not None:
-            with contextlib.suppress(NameUnknown):
-                return await held()
-        return known
+    async def _seen(self, key: Page[Entry]) -> Sequence[Entry] | None:
+        """The last page; None where none was seen."""
+        seen = cast("Sequence[Entry] | None", self._pages.get_expired(key.question))
+        if seen is not None:
+            return seen
+        try:
+            text = await self._store.kept_list(key.question)
+            return None if text is None else key.read(text)
+        except (SluiceError, ValueError) as error:
+            _log.warning("the list %s that was kept cannot be read: %s", key.question, error)
+            return None
+
+    async def _stale(
+        self, seen: Sequence[Entry] | None, reason: str, held: Ask[Entry]
+    ) -> Fetched[Sequence[Entry]] | None:
+        """What was seen, else what is held; None where there is neither."""
+        if seen is not None:
+            return Fetched(seen, Provenance(Kind.STALE, reason))
+        try:
+            return Fetched(await held(), Provenance(Kind.STALE, ONLY_HELD))
+        except NameUnknown:
+            return None
 
     async def _held_referrers(self, repository: Repository, subject: Digest) -> Sequence[Referrer]:
         """An empty list would say that there are none, which nobody knows here."""

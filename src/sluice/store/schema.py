@@ -7,8 +7,8 @@ since the epoch (REAL). Digests are text (``sha256:…``).
 ``upstream`` in ``links``, ``manifests`` and ``cached_tags`` says on whose word a cache entered the row; NULL: it was
 pushed here, or cached before version 3 (``store.words``).
 
-Version 1 had none of ``CACHE_TABLES``, and grew by some of them without a number of its own: ``store.upgrade`` takes
-each of its forms to this one.
+Version 1 had none of ``CACHE_TABLES``, and grew by some of them without a number of its own; version 2 had no
+``upstream`` and no ``cached_lists``. ``store.upgrade`` takes each of these forms to this one.
 """
 
 from __future__ import annotations
@@ -126,6 +126,14 @@ CREATE TABLE IF NOT EXISTS outages (
     ended_at REAL NOT NULL,
     PRIMARY KEY (upstream, began_at)
 ) WITHOUT ROWID;
+-- A list as the upstream last gave it, under the question for it (JSON, store.lists); length in characters.
+CREATE TABLE IF NOT EXISTS cached_lists (
+    question TEXT PRIMARY KEY,
+    list TEXT NOT NULL,
+    length INTEGER NOT NULL,
+    seen_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS cached_lists_seen ON cached_lists(seen_at, length);
 -- What a cache has evicted so far, and when one last watched over its space.
 INSERT OR IGNORE INTO totals VALUES ('evicted_images', 0), ('evicted_bytes', 0), ('swept_at', 0);
 """
