@@ -317,6 +317,29 @@ async def test_a_reader_far_ahead_goes_past(tmp_path: Path) -> None:
         assert await kept(cache, cold) == DATA[1:]
 
 
+async def test_the_end_of_a_cold_blob_goes_past(tmp_path: Path) -> None:
+    """A reader that begins so many bytes before the end is told that it is served past a fill that is far from there,
+    and by it where that is near, of a known size or not."""
+    async with caching(tmp_path, replace(POLICY, far_range_bytes=1_000_000)) as cache:
+        for length, body, expected in (
+            (1000, Body(), (Kind.BYPASS, "far ahead of the fill")),
+            (len(DATA) - 900_000, Body(), (Kind.STARTED, None)),
+            (2 * len(DATA), Body(), (Kind.STARTED, None)),
+            (1000, UNSIZED, (Kind.STARTED, None)),
+        ):
+            data = os.urandom(len(DATA))
+            gate = asyncio.Event()
+            digest = cache.upstream.add_blob(data, replace(body, stop_at=600_000, gate=gate), Body())
+            fetched = await cache.pull.fetch_blob(APP, digest, -length)
+            assert expected == (fetched.provenance.kind, fetched.provenance.reason)
+            if expected[0] is Kind.STARTED:
+                gate.set()
+            start = max(len(data) - length, 0)
+            assert data[start:] == await read_all(fetched.value, start=start)
+            gate.set()
+            assert data == await kept(cache, digest)
+
+
 @pytest.mark.parametrize("harm", ["vanished", "short"])
 async def test_a_damaged_blob_is_fetched_again(tmp_path: Path, harm: str) -> None:
     """A held blob whose file is missing or of the wrong length comes from the upstream, and is then whole."""

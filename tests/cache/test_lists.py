@@ -94,7 +94,7 @@ async def test_a_list_that_is_gone(tmp_path: Path, keep: bool) -> None:
                     await tags(cache)
             await cache.restart()
         assert (TagsPage(APP, 10, None).write([LATEST]) if keep else None) == await cache.store.kept_list(
-            TagsPage(APP, 10, None).question
+            " " + TagsPage(APP, 10, None).question
         )
 
 

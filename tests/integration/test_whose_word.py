@@ -78,6 +78,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         server = stack.enter_context(SluiceServer(tmp_path / "data", "--config", str(file)))
         here = Site(ours, theirs, image, server, file)
         assert (200, "upstream") == here.get("team/app/manifests/v1")
+        assert (200, "upstream") == here.get("team/app/tags/list")
         assert (200, "started") == here.get(BLOB)
         until = time.monotonic() + WAIT_S
         while here.get(BLOB) != (200, "hit"):

@@ -309,10 +309,13 @@ def test_a_broken_index_file_ends_the_check(tmp_path: Path) -> None:
     store = LocalStore.open(tmp_path / "data", StoreSettings(reserve_bytes=0))
     asyncio.run(stock(store))
     asyncio.run(store.close())
-    size = store.paths.index.stat().st_size
-    with store.paths.index.open("r+b") as file:
-        file.seek(4096)
-        file.write(b"\xff" * (size - 4096))
+    with contextlib.closing(sqlite3.connect(store.paths.index)) as connection:
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+        roots = [root for (root,) in connection.execute("SELECT rootpage FROM sqlite_schema WHERE rootpage > 0")]
+    with store.paths.index.open("r+b") as file:  # every table and index, but not what says which there are
+        for root in roots:
+            file.seek((root - 1) * page_bytes)
+            file.write(b"\xff" * page_bytes)
     broken = LocalStore.open(tmp_path / "data", StoreSettings(reserve_bytes=0))
     report = check(broken, repair=True)
     asyncio.run(broken.close())

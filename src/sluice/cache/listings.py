@@ -36,6 +36,10 @@ class Page(Protocol[Entry]):
     """A question for a page (``cache.pages``)."""
 
     @property
+    def repository(self) -> Repository:
+        """Whose list it is."""
+
+    @property
     def question(self) -> str:
         """What the page is kept under."""
 
@@ -121,9 +125,13 @@ class Listings:
 
     async def _keep(self, key: Page[Entry], page: Sequence[Entry] | None) -> None:
         try:
-            await self._store.keep_list(key.question, None if page is None else key.write(page))
+            await self._store.keep_list(self._place(key), None if page is None else key.write(page))
         except SluiceError as error:
             _log.warning("the list %s is not kept: %s", key.question, error.message)
+
+    def _place(self, key: Page[Entry]) -> str:
+        """Where the store keeps it: what one upstream said is not taken for what another one says."""
+        return f"{self._store.word(key.repository) or ''} {key.question}"
 
     async def _seen(self, key: Page[Entry]) -> Sequence[Entry] | None:
         """The last page; None where none was seen."""
@@ -131,7 +139,7 @@ class Listings:
         if seen is not None:
             return seen
         try:
-            text = await self._store.kept_list(key.question)
+            text = await self._store.kept_list(self._place(key))
             return None if text is None else key.read(text)
         except (SluiceError, ValueError) as error:
             _log.warning("the list %s that was kept cannot be read: %s", key.question, error)

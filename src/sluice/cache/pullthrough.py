@@ -49,6 +49,7 @@ T = TypeVar("T")
 PROOFS_MAX = 10_000  # (repository, digest) that an upstream was asked about
 PROOF_S = 60.0
 PREFETCH_MAX = 64  # blobs of one manifest
+FAR = "far ahead of the fill"
 
 _log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class PullThrough:
         return self._counted(found, kind, fresh_s=math.inf)
 
     async def fetch_blob(self, repository: Repository, digest: Digest, offset: int = 0) -> Fetched[BlobReader]:
-        """``open_blob``."""
+        """``open_blob``. Below 0, ``offset`` counts from the end."""
         damaged = False
         try:
             if self._store.use(repository, digest):
@@ -201,10 +202,10 @@ class PullThrough:
         filling = None if running is None else running.position
         proven = self._proofs.get((repository, digest)) is not None
         named = standing.named and (standing.kin or self._is_kin(running, repository))
-        facts = BlobFacts(held, standing.linked or named or ours or proven, filling, offset)
+        facts = BlobFacts(held, standing.linked or named or ours or proven, filling, max(offset, 0))
         if needs_proof(facts):
             await self._prove(repository, digest)
-            facts = BlobFacts(held, True, filling, offset)
+            facts = BlobFacts(held, True, filling, max(offset, 0))
         action = decide_blob(facts, self.policy)
         if action is BlobAction.LOCAL:
             with contextlib.suppress(StoreDamaged, BlobUnknown):
@@ -217,7 +218,7 @@ class PullThrough:
             running = begin(replace=damaged)
         running.join(repository)
         if action is BlobAction.BYPASS:
-            return await self._go_past(repository, digest, offset, "far ahead of the fill")
+            return await self._go_past(repository, digest, offset, FAR)
         kind = Kind.JOINED if action is BlobAction.JOIN else Kind.STARTED
         try:
             return await self._read_fill(running, repository, kind, offset)
@@ -247,10 +248,12 @@ class PullThrough:
         except BaseException:
             fill.detach()
             raise
-        if begun:
+        start = offset if offset >= 0 else max((fill.size or 0) + offset, 0)
+        far = begun and fill.is_far(start)
+        if begun and not far:
             return self._counted(FillReader(fill), kind)
         fill.detach()
-        return await self._go_past(repository, fill.digest, offset, "queue")
+        return await self._go_past(repository, fill.digest, start, FAR if far else "queue")
 
     async def _go_past(self, repository: Repository, digest: Digest, offset: int, reason: str) -> Fetched[BlobReader]:
         """Straight from the upstream. From its start on it is verified."""

@@ -105,9 +105,7 @@ async def get(registry: Registry, x: Exchange, streams: Streams, sever: Callable
         await x.respond_unmodified(_headers(digest, 0))
         return
     wanted = _wanted_range(x, digest)
-    # A range from the end has its beginning where only the size tells.
-    offset = 0 if wanted is None or wanted.first is None else wanted.first
-    fetched = await x.wiring.fetcher.fetch_blob(repository, digest, offset)
+    fetched = await x.wiring.fetcher.fetch_blob(repository, digest, _offset(wanted))
     reader = fetched.value
     try:
         x.marks = x.wiring.marked(fetched.provenance)
@@ -117,6 +115,13 @@ async def get(registry: Registry, x: Exchange, streams: Streams, sever: Callable
         await _stream(x, reader, first, span, (streams, sever, registry.limits.response_idle_s))
     finally:
         reader.close()
+
+
+def _offset(wanted: ByteRange | None) -> int:
+    """Where the reader begins; below 0 it counts from the end, for only the size tells where that is."""
+    if wanted is None:
+        return 0
+    return -(wanted.last or 0) if wanted.first is None else wanted.first
 
 
 def _partition(wanted: ByteRange | None, digest: Digest, size: int | None) -> tuple[int, Headers, Span]:

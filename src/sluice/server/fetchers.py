@@ -48,7 +48,7 @@ class Fetcher(Protocol):
         ...
 
     async def fetch_blob(self, repository: Repository, digest: Digest, offset: int = 0) -> Fetched[BlobReader]:
-        """A blob, to be read from about ``offset`` on."""
+        """A blob, to be read from about ``offset`` on; below 0 that counts from the end."""
         ...
 
     async def stat_blob(self, repository: Repository, digest: Digest) -> Fetched[int | None]:
@@ -181,6 +181,7 @@ class DirectFetcher:
 
     async def fetch_blob(self, repository: Repository, digest: Digest, offset: int = 0) -> Fetched[BlobReader]:
         """As ``Fetcher``. From its start on it is verified; a part is for whoever puts it together to verify."""
+        offset = max(offset, 0)
         hasher = digest.hasher() if offset == 0 else None
         openers = self._blobs.openers(repository, digest)
         reader = ThroughReader(openers, digest, self._counters, hasher=hasher, position=offset)
