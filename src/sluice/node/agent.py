@@ -203,10 +203,10 @@ class Agent:
         if programs.runs_balancer and not seen.running:
             self._balancer = seen  # what there is to say should it not start
             try:
-                programs.settle()
+                if programs.settle():  # or it was busy for a moment only
+                    self._say("the balancer was started")
             finally:
                 self._tell_hung(programs, now)
-            self._say("the balancer was started")
             seen = balancer.state()
         self._balancer = before if before is not None and says_the_same(seen, before) else seen
         if programs.tells_balancer:
