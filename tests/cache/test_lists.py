@@ -93,7 +93,7 @@ async def test_a_list_that_is_gone(tmp_path: Path, keep: bool) -> None:
                 with pytest.raises(NameUnknown):
                     await tags(cache)
             await cache.restart()
-        assert (TagsPage(APP, 10, None).write([LATEST]) if keep else None) == await cache.store.kept_list(
+        assert (TagsPage(APP, 10, None).write([LATEST]) if keep else None) == await cache.store.lists.find(
             " " + TagsPage(APP, 10, None).question
         )
 
@@ -125,7 +125,7 @@ async def test_lists_are_bounded(tmp_path: Path) -> None:
 
         assert [lists.LISTS_MAX, 16, 15] == await cache.store.index.write(fill)
         assert [None, None, "x" * (lists.LIST_LENGTH_MAX - 9)] == [
-            await cache.store.kept_list(question) for question in ("q7", "long3", "long4")
+            await cache.store.lists.find(question) for question in ("q7", "long3", "long4")
         ]
 
 

@@ -100,10 +100,10 @@ def early_acknowledgement() -> None:
 def no_digest_check() -> None:
     """Whatever was uploaded is published under the digest that the client named."""
 
-    def commit(self: Any, identifier: str, session: Any, digest: Digest, **_: Any) -> Descriptor:
+    def commit(self: Any, identifier: str, session: Any, digest: Digest, _: Any, publish: Any) -> Descriptor:
         session.file.close()
         repositories, size = [session.note.repository], session.file.offset
-        descriptor: Descriptor = self._publish(session.file.path, repositories, digest, size, False)
+        descriptor: Descriptor = publish(session.file.path, repositories, digest, size)
         self._drop(identifier, session)
         return descriptor
 

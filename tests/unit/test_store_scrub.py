@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import sqlite3
@@ -309,14 +308,12 @@ def test_a_broken_index_file_ends_the_check(tmp_path: Path) -> None:
     """Where SQLite's file is damaged, that is the report, and a repair does nothing on the word of such an index."""
     store = LocalStore.open(tmp_path / "data", StoreSettings(reserve_bytes=0))
     asyncio.run(stock(store))
+    sql = "SELECT rootpage FROM sqlite_schema WHERE rootpage > 0"
+    roots = asyncio.run(store.index.fetch(lambda c: [root for (root,) in c.execute(sql)]))
     asyncio.run(store.close())
-    with contextlib.closing(sqlite3.connect(store.paths.index)) as connection:
-        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
-        roots = [root for (root,) in connection.execute("SELECT rootpage FROM sqlite_schema WHERE rootpage > 0")]
     with store.paths.index.open("r+b") as file:  # every table and index, but not what says which there are
         for root in roots:
-            file.seek((root - 1) * page_bytes)
-            file.write(b"\xff" * page_bytes)
+            os.pwrite(file.fileno(), b"\xff" * 4096, 4096 * (root - 1))
     broken = LocalStore.open(tmp_path / "data", StoreSettings(reserve_bytes=0))
     report = check(broken, repair=True)
     asyncio.run(broken.close())

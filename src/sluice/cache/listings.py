@@ -125,7 +125,7 @@ class Listings:
 
     async def _keep(self, key: Page[Entry], page: Sequence[Entry] | None) -> None:
         try:
-            await self._store.keep_list(self._place(key), None if page is None else key.write(page))
+            await self._store.lists.keep(self._place(key), None if page is None else key.write(page))
         except SluiceError as error:
             _log.warning("the list %s is not kept: %s", key.question, error.message)
 
@@ -139,7 +139,7 @@ class Listings:
         if seen is not None:
             return seen
         try:
-            text = await self._store.kept_list(self._place(key))
+            text = await self._store.lists.find(self._place(key))
             return None if text is None else key.read(text)
         except (SluiceError, ValueError) as error:
             _log.warning("the list %s that was kept cannot be read: %s", key.question, error)

@@ -6,6 +6,9 @@ Bounded in number and size; those seen longest ago leave first.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
+
+from sluice.store.index import Index
 
 LISTS_MAX = 1000
 LIST_LENGTH_MAX = 1 << 20  # characters of question and list; a longer one is not kept
@@ -42,3 +45,23 @@ def find_list(connection: sqlite3.Connection, question: str) -> str | None:
     """The list that answered the question last; None where none is kept."""
     row = connection.execute("SELECT list FROM cached_lists WHERE question = ?", (question,)).fetchone()
     return None if row is None else str(row[0])
+
+
+class KeptLists:
+    """Those of one store. ``clock`` in seconds since the epoch."""
+
+    def __init__(self, index: Index, clock: Callable[[], float]) -> None:
+        self._index = index
+        self._clock = clock
+
+    async def keep(self, question: str, text: str | None) -> None:
+        """The upstream just answered ``question`` with ``text``; None: keep what it answered no longer."""
+        now = self._clock()
+        if text is None:
+            await self._index.write(lambda c: drop_list(c, question))
+        else:
+            await self._index.write(lambda c: keep_list(c, question, text, now))
+
+    async def find(self, question: str) -> str | None:
+        """What the upstream last answered; None where that is not kept."""
+        return await self._index.fetch(lambda c: find_list(c, question))

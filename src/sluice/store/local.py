@@ -25,13 +25,14 @@ from sluice.oci.content import BlobReader, BlobWriter, Descriptor, Referrer
 from sluice.oci.digest import Digest
 from sluice.oci.manifest import Manifest
 from sluice.oci.reference import Reference, Repository, Tag
-from sluice.store import cached, changes, lists, queries
+from sluice.store import cached, changes, queries
 from sluice.store.blobs import Contents
 from sluice.store.cached import CachedTag, Standing
 from sluice.store.changes import GENERIC_MEDIA_TYPE, TagMove
 from sluice.store.events import Changes
 from sluice.store.index import Index
 from sluice.store.leases import Leases
+from sluice.store.lists import KeptLists
 from sluice.store.lock import DirectoryLock
 from sluice.store.paths import Paths, make_data_directory, prepare
 from sluice.store.placing import drop_unplaced
@@ -62,7 +63,7 @@ class LocalStore:
     """One data directory, opened by this process alone.
 
     ``paths``, ``index``, ``touches``, ``leases``, ``events``, ``settings`` and ``clock`` are for garbage collection,
-    eviction and checks.
+    eviction and checks; ``lists`` for caches.
     """
 
     def __init__(self, lock: DirectoryLock, paths: Paths, settings: StoreSettings, clock: Callable[[], float]) -> None:
@@ -75,6 +76,7 @@ class LocalStore:
         self.touches = Touches()
         self.leases = Leases()
         self.events = Changes()
+        self.lists = KeptLists(self.index, clock)
         self._contents = Contents(paths, self.index)
         self._reserve = Reserve(paths.data, settings.reserve_bytes)
         self._writers = ThreadPoolExecutor(WRITE_THREADS, thread_name_prefix="sluice-write")
@@ -243,18 +245,6 @@ class LocalStore:
     async def cached_tag(self, repository: Repository, tag: Tag) -> CachedTag | None:
         """A tag that can be served, with what the upstream last said about it; None where there is none."""
         return await self.index.fetch(lambda c: cached.find_tag(c, repository, tag, self.word(repository)))
-
-    async def keep_list(self, question: str, text: str | None) -> None:
-        """The upstream just answered ``question`` with ``text``; None: keep what it answered no longer."""
-        now = self.clock()
-        if text is None:
-            await self.index.write(lambda c: lists.drop_list(c, question))
-        else:
-            await self.index.write(lambda c: lists.keep_list(c, question, text, now))
-
-    async def kept_list(self, question: str) -> str | None:
-        """What the upstream last answered; None where that is not kept."""
-        return await self.index.fetch(lambda c: lists.find_list(c, question))
 
     async def standing(self, repository: Repository, digest: Digest) -> Standing:
         """How a blob stands to a repository."""
