@@ -46,8 +46,8 @@ class Reload:
         self._apply = apply
         self._named = named
         self._asked = config  # the last one that was read, in force or not: what it lacks may come
-        self._taken = self._signatures()[1:]
         self._seen = self._signatures()
+        self._taken = self._seen[1:]
         self._lock = asyncio.Lock()
 
     async def look(self) -> None:
@@ -77,8 +77,8 @@ class Reload:
 
     async def _take(self, found: RegistryConfig) -> None:
         self._asked = found
-        self._seen = await asyncio.to_thread(self._signatures)
-        named = self._seen[1:]
+        named = (await asyncio.to_thread(self._signatures))[1:]
+        self._seen = (self._seen[0], *named)  # the configuration's own is from before it was read
         live = [key for key in LEAVES if key.partition(".")[0] in LIVE]
         fixed = differing([key for key in LEAVES if key not in live], self.config, found)
         changed = differing(live, self.config, found)
