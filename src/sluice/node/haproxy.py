@@ -27,7 +27,7 @@ from sluice.cluster.layout import NodeLayout
 from sluice.errors import ConfigInvalid
 from sluice.node.balancer import ADMIN_SOCKET, BACKEND, CONFIG_NAME, STATE_FILE, config_path, run_directory
 from sluice.node.haproxy_config import parse_config
-from sluice.node.haproxy_processes import Marks, find_processes, is_stopped, kill_processes
+from sluice.node.haproxy_processes import Marks, find_processes, is_stopped, kill_processes, process_state
 from sluice.node.haproxy_state import BalancerState, parse_info, parse_replicas, port_remedy
 from sluice.pki.durable import make_directory, read_bounded, write_durably
 
@@ -241,7 +241,7 @@ class Balancer:
     def _owns(self, pid: int) -> bool:
         """Whether this process is our master: PIDs are used again, and ours is the one that was started on our copy."""
         try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            state = process_state(pid)
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except OSError:
             return False

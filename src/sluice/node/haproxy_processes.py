@@ -45,11 +45,12 @@ def kill_processes(marks: Marks, directory: Path) -> bool:
 def is_stopped(pid: int) -> bool:
     """Whether it does nothing until somebody lets it go on (SIGSTOP)."""
     with contextlib.suppress(OSError):
-        return _state(pid) == "T"
+        return process_state(pid) == "T"
     return False
 
 
-def _state(pid: int) -> str:
+def process_state(pid: int) -> str:
+    """One letter, as proc(5) has it. Raises OSError where there is no such process."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
@@ -70,6 +71,6 @@ def _belongs(pid: int, marks: Marks, directory: Path) -> bool:
         words = (home / "cmdline").read_bytes().split(b"\0")
         if os.path.basename(words[0]) != PROGRAM or not marks <= set(pairwise(words)):
             return False
-        return _state(pid) != "Z" and os.path.samefile(home / "cwd", directory)
+        return process_state(pid) != "Z" and os.path.samefile(home / "cwd", directory)
     except OSError:
         return False

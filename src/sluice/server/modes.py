@@ -110,7 +110,8 @@ def _direct(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
 def _proxy(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
     hot, names, remotes = parts
     upstream_of = _upstream_of(remotes)
-    store = ground.store.seen_by(lambda repository: str(remotes[upstream_of(repository)].settings.address))
+    words = {name: str(remote.settings.address) for name, remote in remotes.items()}
+    store = ground.store.seen_by(lambda repository: words[upstream_of(repository)])
     fills = Fills(store, cache_policy(config), ground.counters, time.time, ground.space)
     caches: list[CacheFetcher] = []
 
@@ -130,16 +131,16 @@ def _proxy(config: RegistryConfig, ground: Ground, parts: _Parts) -> Wiring:
 
     wiring.finish, wiring.end = fills.finish, end
     hot.on_use = ground.store.use
-    ground.space.use(space_settings(config), _reach(remotes))
+    ground.space.use(space_settings(config), _reach(remotes, upstream_of))
     return wiring
 
 
-def _reach(remotes: dict[str, RemoteRegistry]) -> Reach:
+def _reach(remotes: dict[str, RemoteRegistry], upstream_of: Callable[[str], str]) -> Reach:
     async def ask(names: Collection[str]) -> Collection[str]:
         silent = await asyncio.gather(*(remotes[name].is_silent() for name in names))
         return [name for name, is_silent in zip(names, silent, strict=True) if is_silent]
 
-    return Reach(_upstream_of(remotes), lambda: [name for name, remote in remotes.items() if remote.is_broken], ask)
+    return Reach(upstream_of, lambda: [name for name, remote in remotes.items() if remote.is_broken], ask)
 
 
 def _upstream_of(remotes: dict[str, RemoteRegistry]) -> Callable[[str], str]:

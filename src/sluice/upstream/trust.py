@@ -10,6 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
+from sluice.config.reading import read_named
 from sluice.errors import ConfigInvalid
 from sluice.upstream.settings import UpstreamSettings
 
@@ -70,8 +71,7 @@ def _key(field: str, path: Path) -> PrivateKeyTypes:
 
 def _read(field: str, path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            data = file.read(PEM_BYTES_MAX + 1)
+        data = read_named(path, PEM_BYTES_MAX)
     except OSError as error:
         raise ConfigInvalid(
             f"{field} is {path}, which cannot be read: {error.strerror}; name a file that the server's account can read"
