@@ -37,7 +37,7 @@ def kill(lab: Laboratory, target: str) -> str:
     """SIGKILL a part, or everything on a machine. Raises ConfigInvalid, NotRunning."""
     parts = _parts(lab, target)
     struck = _identities(lab, parts)
-    _signal(lab, parts, signal.SIGKILL)
+    _signal(lab, sorted(parts, key=_starts_nothing), signal.SIGKILL)
     # An agent may have started another balancer before anybody looks: these very processes are to be gone.
     _await(lambda: not struck & _identities(lab, parts), f"{target} does not end")
     return f"{_names(parts)} killed"
@@ -225,6 +225,11 @@ def _replica(lab: Laboratory, target: str) -> Machine:
         replicas = ", ".join(one.name for one in lab.topology.control_planes)
         raise ConfigInvalid(f"{target} has no replica: name one of {replicas}")
     return machine
+
+
+def _starts_nothing(part: Part) -> bool:
+    """An agent sees its balancer's end in the same instant, and would start another before its own."""
+    return part.kind != "agent"
 
 
 def _by_size(path: Path) -> tuple[int, str]:
