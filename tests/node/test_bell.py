@@ -1,12 +1,15 @@
-"""The bell that an agent sleeps by, with real processes and signals."""
+"""The bell that an agent sleeps by, with real processes, signals and files."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -29,10 +32,14 @@ def test_a_ring_ends_the_next_sleep(bell: Bell) -> None:
     """However often it rang, one sleep ends; the next one lasts its time."""
     for _ in range(3):
         bell.ring()
-    bell.sleep(LONG_S)
+    assert (True, False) == (bell.sleep(LONG_S), bell.sleep(SHORT_S))
+
+
+def test_a_sleep_lasts_its_time(bell: Bell) -> None:
+    """With nothing to end it, it is not shorter than was asked for."""
     before = time.monotonic()
-    bell.sleep(SHORT_S)
-    assert time.monotonic() - before >= SHORT_S
+    ended = bell.sleep(SHORT_S)
+    assert (False, True) == (ended, time.monotonic() - before >= SHORT_S)
 
 
 def test_a_signal_handler_may_ring(bell: Bell) -> None:
@@ -40,7 +47,7 @@ def test_a_signal_handler_may_ring(bell: Bell) -> None:
     before = signal.signal(signal.SIGALRM, lambda number, frame: bell.ring())
     try:
         signal.setitimer(signal.ITIMER_REAL, SHORT_S)
-        bell.sleep(LONG_S)
+        assert bell.sleep(LONG_S)
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -49,7 +56,7 @@ def test_ringing_without_end_does_no_harm(bell: Bell) -> None:
     """A line that is full takes no more, and nobody waits for it."""
     for _ in range(20 * RINGS_MAX):
         bell.ring()
-    bell.sleep(LONG_S)
+    assert bell.sleep(LONG_S)
 
 
 def test_the_end_of_a_process_ends_the_sleep(bell: Bell) -> None:
@@ -59,12 +66,9 @@ def test_the_end_of_a_process_ends_the_sleep(bell: Bell) -> None:
     bell.watch(process.pid)
     watched = bell.gone
     process.kill()
-    bell.sleep(LONG_S)
-    assert (False, True) == (watched, bell.gone)
+    assert (True, False, True) == (bell.sleep(LONG_S), watched, bell.gone)
     process.wait()
-    before = time.monotonic()
-    bell.sleep(SHORT_S)
-    assert time.monotonic() - before >= SHORT_S
+    assert not bell.sleep(SHORT_S)
 
 
 def test_another_process_takes_its_place(bell: Bell) -> None:
@@ -74,14 +78,12 @@ def test_another_process_takes_its_place(bell: Bell) -> None:
     bell.watch(second.pid)
     first.kill()
     first.wait()
-    bell.sleep(SHORT_S)
-    seen = [bell.gone]
+    seen = [bell.sleep(SHORT_S), bell.gone]
     second.kill()
-    bell.sleep(LONG_S)
-    seen.append(bell.gone)
+    seen += [bell.sleep(LONG_S), bell.gone]
     second.wait()
     bell.watch(None)
-    assert [False, True, False] == [*seen, bell.gone]
+    assert [False, False, True, True, False] == [*seen, bell.gone]
 
 
 def test_a_process_that_has_ended_is_gone_at_once(bell: Bell) -> None:
@@ -93,6 +95,125 @@ def test_a_process_that_has_ended_is_gone_at_once(bell: Bell) -> None:
     assert bell.gone
 
 
+def replace(file: Path) -> None:
+    aside = file.with_name("aside")
+    aside.write_text("new")
+    aside.rename(file)
+
+
+def swap_link(link: Path) -> None:
+    """Have ..data lead to another directory, as a kubelet does with a mounted ConfigMap."""
+    (link.parent / "second").mkdir()
+    (link.parent / "second" / "layout.yaml").write_text("new")
+    aside = link.parent / "aside"
+    aside.symlink_to("second")
+    aside.rename(link.parent / "..data")
+
+
+def move_away(file: Path) -> None:
+    file.parent.rename(file.parent.with_name("moved"))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "written": lambda file: file.write_text("new"),
+    "replaced": replace,
+    "removed": lambda file: file.unlink(),
+    "its mode": lambda file: file.chmod(0o600),
+    "its directory moved away": move_away,
+}
+
+
+def followed(bell: Bell, *files: Path) -> list[bool]:
+    """What the first and the second call say."""
+    return [bell.follow(files), bell.follow(files)]
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_of_a_file_ends_the_sleep(bell: Bell, tmp_path: Path, change: Callable[[Path], object]) -> None:
+    """Whatever happens to it, one sleep ends; the next one is not cut short by the same change."""
+    file = tmp_path / "etc" / "layout.yaml"
+    file.parent.mkdir()
+    file.write_text("old")
+    first = followed(bell, file)
+    change(file)
+    assert ([False, True], True, False) == (first, bell.sleep(LONG_S), bell.sleep(SHORT_S))
+
+
+def test_a_file_that_comes_ends_the_sleep(bell: Bell, tmp_path: Path) -> None:
+    """A file that does not exist yet is followed by its directory."""
+    first = followed(bell, tmp_path / "layout.yaml")
+    (tmp_path / "layout.yaml").write_text("new")
+    assert ([False, True], True) == (first, bell.sleep(LONG_S))
+
+
+def test_a_mounted_config_map_is_followed(bell: Bell, tmp_path: Path) -> None:
+    """The link that leads to the files' directory is swapped; the directory that it leads to then is followed."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "layout.yaml").write_text("old")
+    (tmp_path / "..data").symlink_to("first")
+    file = tmp_path / "layout.yaml"
+    file.symlink_to("..data/layout.yaml")
+    seen = followed(bell, file)
+    swap_link(file)
+    seen += [bell.sleep(LONG_S), *followed(bell, file)]
+    (tmp_path / "first" / "layout.yaml").write_text("left")
+    seen.append(bell.sleep(SHORT_S))
+    (tmp_path / "second" / "layout.yaml").write_text("newer")
+    assert [False, True, True, False, True, False, True] == [*seen, bell.sleep(LONG_S)]
+
+
+def test_reading_a_file_ends_nothing(bell: Bell, tmp_path: Path) -> None:
+    """The sleeper reads what it follows: that is no change."""
+    file = tmp_path / "layout.yaml"
+    file.write_text("old")
+    followed(bell, file)
+    assert ("old", False) == (file.read_text(), bell.sleep(SHORT_S))
+
+
+def test_no_directory_is_no_following(bell: Bell, tmp_path: Path) -> None:
+    """As long as one directory does not exist, the sleeper has to look by itself; from then on it need not."""
+    here, there = tmp_path / "secrets.yaml", tmp_path / "later" / "layout.yaml"
+    seen = followed(bell, here, there)
+    there.parent.mkdir()
+    seen += followed(bell, here, there)
+    there.write_text("new")
+    assert [False, False, False, True, True] == [*seen, bell.sleep(LONG_S)]
+
+
+def test_a_directory_in_the_place_of_another_is_followed(bell: Bell, tmp_path: Path) -> None:
+    """It is another directory under the same name, and what happens to the one before means nothing."""
+    file = tmp_path / "etc" / "layout.yaml"
+    file.parent.mkdir()
+    followed(bell, file)
+    move_away(file)
+    file.parent.mkdir()
+    seen = [bell.sleep(LONG_S), *followed(bell, file)]
+    (tmp_path / "moved" / "layout.yaml").write_text("old")
+    seen.append(bell.sleep(SHORT_S))
+    file.write_text("new")
+    assert [True, False, True, False, True] == [*seen, bell.sleep(LONG_S)]
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """This process may open nothing; what the kernel says is the same as for a user whose inotify instances are taken
+    (EMFILE), and no other process on the machine suffers."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_kernel_with_no_room_is_no_following(bell: Bell, tmp_path: Path) -> None:
+    """Where it has no instance to give, the sleeper looks by itself, and follows when there is one."""
+    file = tmp_path / "layout.yaml"
+    with no_descriptor_left():
+        seen = followed(bell, file)
+    assert [False, False, False, True] == [*seen, *followed(bell, file)]
+
+
 def test_a_ring_after_the_end_is_nothing() -> None:
     """A signal may still come when the sleeper has left."""
     with Bell() as bell:
@@ -100,12 +221,13 @@ def test_a_ring_after_the_end_is_nothing() -> None:
     bell.ring()
 
 
-def test_it_leaves_no_descriptor() -> None:
+def test_it_leaves_no_descriptor(tmp_path: Path) -> None:
     """Whatever was watched, a closed bell has closed all of its own."""
     before = os.listdir("/proc/self/fd")
     process = sleeper()
     with Bell() as bell:
         bell.watch(process.pid)
+        bell.follow([tmp_path / "layout.yaml"])
     process.kill()
     process.wait()
     assert before == os.listdir("/proc/self/fd")

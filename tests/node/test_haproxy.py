@@ -17,6 +17,7 @@ from sluice.errors import ConfigInvalid
 from sluice.node.balancer import render_balancer
 from sluice.node.haproxy import Balancer
 from sluice.node.haproxy_state import BalancerState
+from sluice.testing.server import free_port
 
 pytestmark = needs_haproxy
 BLOB = noise(16 << 20)
@@ -160,6 +161,24 @@ def test_two_at_once(scene: Balanced) -> None:
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert ["started\n", "unchanged\n"] == sorted(one.communicate()[0] for one in both)
     assert answers(scene) == 200
+
+
+def test_another_balancer_is_news(scene: Balanced) -> None:
+    """Whoever compares answers sees another configuration, another process with the same one, and that none answers."""
+    scene.apply(scene.layout("master-1", "master-2"))
+    scene.wait_for(master_1=True, master_2=True)
+    fewer = scene.balancer.state()
+    seen = [scene.balancer.is_as(fewer)]
+    scene.apply(scene.layout("master-1", "master-2", balancer={"port": scene.port, "metrics_port": free_port()}))
+    scene.wait_for(master_1=True, master_2=True)
+    seen.append(scene.balancer.is_as(fewer))
+    another = scene.balancer.state()
+    scene.balancer.stop()
+    seen.append(scene.balancer.is_as(another))
+    scene.balancer.ensure()
+    scene.wait_for(master_1=True, master_2=True)
+    seen.append(scene.balancer.is_as(another))
+    assert [True, False, False, False, False] == [*seen, scene.balancer.is_as(BalancerState(None, None))]
 
 
 def test_events(scene: Balanced) -> None:

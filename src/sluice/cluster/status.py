@@ -41,7 +41,8 @@ class ReplicaStatus(Section):
 class NodeStatus(Section):
     """``version`` is the layout that is applied, None before the first; ``wanted`` the one that was asked for last,
     where the agent could read it. ``error``: why the two differ. ``balancer``: whether it answers, None where the
-    layout has none. ``time`` (of writing) and ``since`` (of ``healthy``) in seconds of the epoch."""
+    layout has none. ``time`` (of writing; as long as it holds, the agent touches the file once a minute) and ``since``
+    (of ``healthy``) in seconds of the epoch."""
 
     node: str | None = None
     mode: Mode | None = None

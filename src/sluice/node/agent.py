@@ -1,18 +1,20 @@
 """The agent of a node: follows its layout, keeps files and balancer as it says, and says how things are.
 
-``sluice node run``. One thread that sleeps; the layout's file is looked at every two seconds (and on SIGHUP), the
-balancer every few seconds, the files on disk every few minutes. What cannot be applied changes nothing: the last good
-state stands and the status says why. The last good layout is on disk, so a node starts without anybody to ask. Nothing
-that serves images depends on the agent: HAProxy runs on when it ends or dies.
+``sluice node run``. One thread that sleeps until something happens to the layout's file or the balancer's process, or
+SIGHUP comes; the balancer is asked every few seconds, the files on disk are looked at every few minutes. What cannot
+be applied changes nothing: the last good state stands and the status says why. The last good layout is on disk, so a
+node starts without anybody to ask. Nothing that serves images depends on the agent: HAProxy runs on when it ends or
+dies.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,7 +34,10 @@ from sluice.node.status import describe_replicas, judged, says_the_same
 from sluice.pki.durable import PUBLIC_MODE, write_durably
 
 POLL_S = 2.0
-BALANCER_S = 10.0
+"""Between two looks at files whose directories nobody watches, and the shortest time between two of anything."""
+LOOK_S = 30.0
+"""Between two looks at files whose directories are watched: at what is not told, such as a mount over them."""
+BALANCER_S = 15.0
 """Between two questions to the balancer; its end is noticed at once."""
 AGAIN_S = 30.0
 """After what failed, and while there are findings."""
@@ -71,8 +76,10 @@ class Agent:
         self._preflight: tuple[Finding, ...] = ()
         self._hung: tuple[Finding, ...] = ()
         self._hung_until = 0.0
-        self._follow_at = self._look_at = self._balancer_at = self._beat_at = 0.0
-        self._balancer: BalancerState | None = None
+        self._files_at = self._follow_at = self._look_at = self._beat_at = self._ticked = 0.0
+        self._balancer_at = self._closely_at = 0.0
+        self._balancer: Balancer | None = None
+        self._seen: BalancerState | None = None
         self._status: NodeStatus | None = None
         self._told: tuple[object, ...] = ()  # what the last status was made of
         self._bell = Bell()
@@ -88,10 +95,14 @@ class Agent:
         self._again = True
         self._bell.ring()
 
+    def close(self) -> None:
+        """After the last ``tick``, where it is not ``run``."""
+        self._bell.close()
+
     def run(self) -> None:
         """Until ``stop``. Raises NodeRefused where another agent runs."""
         adopt_state(self._state)
-        with self._bell, agent_locked(self._state):
+        with contextlib.closing(self), agent_locked(self._state):
             self._guard("layout", self._remember, self._clock())
             gc.freeze()  # what has been loaded stays, and a collection need not walk through it each time
             while not self._stopped:
@@ -99,27 +110,64 @@ class Agent:
                 if again:  # never put back without having been seen: a signal may come between any two steps
                     self._again = False
                 self.tick(everything=again)
-                self._bell.sleep(POLL_S)
+                self._bell.sleep(self._pause())
             self._write(self._clock(), running=False)
 
     def tick(self, *, everything: bool = False) -> None:
         """Whatever is due. Never raises for what the node or its documents are like."""
         now = self._clock()
-        stamps = tuple(_stamp(path) for path in (self._place.layout, self._place.secrets) if path is not None)
-        if everything or stamps != self._stamps or now >= self._follow_at:
-            self._stamps = stamps
+        if now < self._ticked:  # the clock was put back: what was due then would be due long after
+            self._files_at = self._follow_at = self._look_at = 0.0
+            self._balancer_at = self._closely_at = self._beat_at = 0.0
+        self._ticked = now
+        if everything or self._bell.stirred or now >= self._files_at:
+            self._look_at_files(now, everything=everything)
+        if now >= self._follow_at:
             self._follow_at = now + AGAIN_S
             self._guard("layout", self._follow, now)
-        containerd = _stamp(Path(self._applied.paths.containerd_config)) if self._applied is not None else None
-        if everything or containerd != self._containerd or now >= self._look_at:
-            self._containerd = containerd
+        if now >= self._look_at:
             self._guard("containerd", self._examine, now)
-        if now >= self._balancer_at or (self._bell.gone and now >= self._balancer_at - BALANCER_S + POLL_S):
+        if now >= self._balancer_due():
             self._balancer_at = now + BALANCER_S
             self._guard("balancer", self._keep_balancer, now)
-            self._bell.watch(self._balancer.pid if self._balancer is not None else None)
-        if now >= self._beat_at or self._has_news():
+            self._bell.watch(self._seen.pid if self._seen is not None else None)
+        if self._has_news():
             self._write(now, running=True)
+        elif now >= self._beat_at:
+            self._beat(now)
+
+    def _pause(self) -> float:
+        """Seconds to the next thing that is due, as far as time goes."""
+        due = min(self._files_at, self._follow_at, self._look_at, self._balancer_due(), self._beat_at)
+        return max(POLL_S, due - self._ticked)
+
+    def _balancer_due(self) -> float:
+        """Sooner where its process has ended, but not at once: one that cannot run is started at each look."""
+        return self._balancer_at - BALANCER_S + POLL_S if self._bell.gone else self._balancer_at
+
+    def _look_at_files(self, now: float, *, everything: bool) -> None:
+        """Whether any has changed; what comes of it is due then."""
+        followed = self._bell.follow(self._files())  # before they are looked at: nothing is missed in between
+        self._files_at = now + (LOOK_S if followed else POLL_S)
+        stamps = tuple(map(_stamp, self._documents_at()))
+        if everything or stamps != self._stamps:
+            self._stamps = stamps
+            self._follow_at = 0.0
+        containerd = _stamp(Path(self._applied.paths.containerd_config)) if self._applied is not None else None
+        if everything or containerd != self._containerd:
+            self._containerd = containerd
+            self._look_at = 0.0
+
+    def _documents_at(self) -> Iterator[Path]:
+        yield self._place.layout
+        if self._place.secrets is not None:
+            yield self._place.secrets
+
+    def _files(self) -> Iterator[Path]:
+        """Those of which a change is to be seen at once."""
+        yield from self._documents_at()
+        if self._applied is not None:
+            yield Path(self._applied.paths.containerd_config)
 
     def _guard(self, part: str, work: Callable[[float], str | None], now: float) -> None:
         """Do it; what it returns or raises is what is wrong with ``part``, until the next time."""
@@ -155,7 +203,7 @@ class Agent:
             self._say(f"version {layout.version} is applied, mode {layout.mode}")
         self._applied = layout
         self._follow_at = min(now + RESCAN_S, plan.due_at or now + RESCAN_S)
-        self._look_at = self._balancer_at = 0.0
+        self._files_at = self._look_at = self._balancer_at = self._closely_at = 0.0
         return problem
 
     def _remember(self, now: float) -> str | None:
@@ -187,12 +235,15 @@ class Agent:
         return None
 
     def _keep_balancer(self, now: float) -> str | None:
+        if now < self._closely_at and self._is_as_before():
+            return None
+        self._closely_at = now + RESCAN_S
         layout = self._applied
-        before, self._balancer = self._balancer, None
+        before, self._seen = self._seen, None
         if layout is None:
             return None
         programs = NodePrograms(layout, self._place.prefix)
-        balancer = Balancer.of(layout, self._place.prefix)
+        balancer = self._balancer = Balancer.of(layout, self._place.prefix)
         if "balancer" not in layout.sources:
             self._balancer_at = now + RESCAN_S
             programs.settle()
@@ -201,21 +252,31 @@ class Agent:
             self._hung = ()
         seen = balancer.state()
         if programs.runs_balancer and not seen.running:
-            self._balancer = seen  # what there is to say should it not start
+            self._seen = seen  # what there is to say should it not start
             try:
                 if programs.settle():  # or it was busy for a moment only
                     self._say("the balancer was started")
             finally:
                 self._tell_hung(programs, now)
             seen = balancer.state()
-        self._balancer = before if before is not None and says_the_same(seen, before) else seen
+        if before is not None and says_the_same(seen, before):
+            seen = replace(before, fingerprint=seen.fingerprint)
+        self._seen = seen
         if programs.tells_balancer:
             self._balancer_at = now + AGAIN_S  # where this raises: what it refused it will refuse again
             if programs.settle():
                 self._say("the balancer in the pod has taken the configuration over")
-                self._balancer = balancer.state()
+                self._seen = balancer.state()
             self._balancer_at = now + BALANCER_S
         return None
+
+    def _is_as_before(self) -> bool:
+        """Whether all was well with the balancer and nothing has changed: what an idle agent asks most, so it touches
+        as little as can be."""
+        before = self._seen
+        if before is None or self._balancer is None or self._bell.gone or self._hung or "balancer" in self._errors:
+            return False
+        return self._balancer.is_as(before)
 
     def _tell_hung(self, programs: NodePrograms, now: float) -> None:
         if not programs.ended_hung:
@@ -239,7 +300,7 @@ class Agent:
             self._refusals,
             self._preflight,
             self._hung,
-            self._balancer,
+            self._seen,
         )
 
     def _write(self, now: float, *, running: bool) -> None:
@@ -251,11 +312,19 @@ class Agent:
         except SluiceError as error:  # a full disk, for one: the node goes on all the same
             self._say(error.message)
 
+    def _beat(self, now: float) -> None:
+        """Show that it lives: the document's own time is when something was new."""
+        self._beat_at = now + HEARTBEAT_S
+        try:
+            os.utime(self._state / STATUS, (now, now))
+        except OSError:  # somebody has removed it
+            self._write(now, running=True)
+
     def _described(self, now: float, *, running: bool) -> NodeStatus:
         layout, before = self._applied, self._status
         replicas: tuple[ReplicaStatus, ...] = ()
-        if layout is not None and self._balancer is not None:
-            replicas = describe_replicas(layout, self._balancer, before.replicas if before is not None else (), now)
+        if layout is not None and self._seen is not None:
+            replicas = describe_replicas(layout, self._seen, before.replicas if before is not None else (), now)
         status = NodeStatus(
             node=layout.node if layout is not None else None,
             mode=layout.mode if layout is not None else None,
@@ -265,7 +334,7 @@ class Agent:
             since=now,
             error="; ".join(self._errors.values()) or None,
             findings=(*self._refusals, *self._preflight, *self._hung),
-            balancer=None if self._balancer is None else self._balancer.running,
+            balancer=None if self._seen is None else self._seen.running,
             replicas=replicas,
             agent=os.getpid() if running else None,
             time=now,

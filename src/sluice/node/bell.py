@@ -1,8 +1,9 @@
-"""What an agent sleeps by: it wakes when time is over, when somebody rings, and when the process it watches ends.
+"""What an agent sleeps by: it wakes when time is over, when somebody rings, when the process it watches ends, and when
+something happens where its files are.
 
 An idle agent does little else than wake up, and on an idle machine each thing that it touches then has to be brought
-back into the processor's caches: sleeping in ``poll`` cost half of what a ``threading.Event`` did, and a process that
-is watched by descriptor (``pidfd_open(2)``) is not looked for.
+back into the processor's caches: sleeping in ``poll`` cost half of what a ``threading.Event`` did, and what is watched
+by descriptor (a process by ``pidfd_open(2)``, directories by ``inotify(7)``) is not looked for.
 """
 
 from __future__ import annotations
@@ -10,14 +11,26 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import time
+from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from sluice.node.watch import DirectoryWatch
+
 RINGS_MAX = 4096  # taken off the line at once
+SETTLE_S = 0.2
+"""Between a change of files and the end of the sleep: several belong together, and a busy directory wakes nobody more
+often than this."""
 
 
 class Bell:
-    """For one sleeper. ``ring`` is for anybody, signal handlers included. ``gone``: the process watched has ended."""
+    """For one sleeper. ``ring`` is for anybody, signal handlers included.
+
+    ``gone``: the process watched has ended. ``stirred``: something has happened where files are followed, since the
+    last ``follow``.
+    """
 
     def __init__(self) -> None:
         self._line, self._button = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -25,7 +38,10 @@ class Bell:
         self._poll.register(self._line, select.POLLIN)
         self._pid: int | None = None
         self._process: int | None = None
+        self._directories = DirectoryWatch()
+        self._seen: int | None = None
         self.gone = False
+        self.stirred = False
 
     def ring(self) -> None:
         """End the sleep, or the next one."""
@@ -48,18 +64,37 @@ class Bell:
         else:
             self._poll.register(self._process, select.POLLIN)
 
-    def sleep(self, seconds: float) -> None:
-        """Wait for ``seconds`` or for what ends that sooner."""
-        for descriptor, _ in self._poll.poll(1000 * seconds):
+    def follow(self, files: Iterable[Path]) -> bool:
+        """End a sleep when something happens in the directories of these files, and no others.
+
+        Returns whether a change since the last call would have: whoever sleeps is to look by itself soon where not.
+        """
+        self.stirred = False
+        followed = self._directories.follow(files)
+        if self._seen is None and self._directories.descriptor is not None:
+            self._seen = self._directories.descriptor
+            self._poll.register(self._seen, select.POLLIN)
+        return followed
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait for ``seconds`` or for what ends that sooner; returns whether something did."""
+        ended_by = self._poll.poll(1000 * seconds)
+        for descriptor, _ in ended_by:
             if descriptor == self._line:
                 os.read(self._line, RINGS_MAX)
+            elif descriptor == self._seen:
+                time.sleep(SETTLE_S)
+                self._directories.drain()
+                self.stirred = True
             else:
                 self.gone = True
                 self._leave()
+        return bool(ended_by)
 
     def close(self) -> None:
         """Nobody sleeps or rings any more."""
         self._leave()
+        self._directories.close()
         os.close(self._line)
         button, self._button = self._button, -1
         os.close(button)

@@ -28,7 +28,7 @@ from sluice.errors import ConfigInvalid
 from sluice.node.balancer import ADMIN_SOCKET, BACKEND, CONFIG_NAME, STATE_FILE, config_path, run_directory
 from sluice.node.haproxy_config import parse_config
 from sluice.node.haproxy_processes import Marks, find_processes, is_stopped, kill_processes, process_state
-from sluice.node.haproxy_state import BalancerState, parse_info, parse_replicas, port_remedy
+from sluice.node.haproxy_state import BalancerState, fingerprint, parse_info, parse_replicas, port_remedy
 from sluice.pki.durable import make_directory, read_bounded, write_durably
 
 PROGRAM = "haproxy"
@@ -40,6 +40,7 @@ HUNG_S, HUNG_TRIES, HUNG_PAUSE_S = 4.0, 2, 0.2
 """How long it may answer nothing, after the first question that it left unanswered, and how often it is asked in that
 time at least (a machine that stood still lets time pass, not questions)."""
 SERVERS = 4  # the kind of thing that "show stat" is to tell about (management guide, section 9.3)
+QUESTION = f"show info; show stat {BACKEND} {SERVERS} -1"
 SAID_LENGTH_MAX = 600  # characters of HAProxy's complaint that are passed on
 
 Done = Literal["started", "reloaded", "unchanged"]
@@ -103,11 +104,19 @@ class Balancer:
         """What runs and what it sees. Never raises for a balancer that does not answer."""
         pid = self._master()
         try:
-            info, _, stat = self.ask(f"show info; show stat {BACKEND} {SERVERS} -1").partition("\n\n")
+            answer = self.ask(QUESTION)
+            info, _, stat = answer.partition("\n\n")
             replicas = parse_replicas(stat, time.time())
         except (OSError, ValueError):
             return BalancerState(pid, None)
-        return BalancerState(pid, parse_info(info).get("description", ""), replicas)
+        return BalancerState(pid, parse_info(info).get("description", ""), replicas, fingerprint(answer))
+
+    def is_as(self, before: BalancerState) -> bool:
+        """Whether the one that answers is the one that answered then, and says the same of itself and its replicas."""
+        try:
+            return before.running and fingerprint(self.ask(QUESTION)) == before.fingerprint
+        except OSError:
+            return False
 
     def log(self) -> str:
         """Its last events: replicas that went and came, requests that failed. Empty where it does not answer."""

@@ -9,12 +9,18 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sluice.node.balancer import BACKEND
 
 _TAKEN = re.compile(r"Address already in use\)? for \[[^\]]*:(\d+)\]")
 _ROWS_OF_NO_SERVER = frozenset({"FRONTEND", "BACKEND"})
+_SAID_OF_ITSELF = ("Pid:", "description:")
+_NAME, _STATUS, _TIMES_DOWN, _CHECK_STATUS, _CHECK_CODE = 1, 17, 22, 36, 37
+"""Columns of "show stat", all of them before the first that may have a comma in it."""
+
+
+Fingerprint = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +43,36 @@ class ReplicaState:
 
 @dataclass(frozen=True, slots=True)
 class BalancerState:
-    """The balancer of a node. ``config``: digest of the configuration that it runs on, None while it does not run."""
+    """The balancer of a node. ``config``: digest of the configuration that it runs on, None while it does not run.
+    ``fingerprint`` is that of the answer which all this was read from."""
 
     pid: int | None
     config: str | None
     replicas: tuple[ReplicaState, ...] = ()
+    fingerprint: Fingerprint = field(default=(), compare=False)
 
     @property
     def running(self) -> bool:
         """Whether it answers."""
         return self.config is not None
+
+
+def fingerprint(answer: str) -> Fingerprint:
+    """What stays the same in an answer to "show info; show stat" as long as nothing but counts and times changes: which
+    process says it, on what configuration, and how each server is and how often it has been down.
+
+    For an agent that has nothing to do: a small part of what reading the answer costs.
+    """
+    info, _, stat = answer.partition("\n\n")
+    rows = (row.split(",", _CHECK_CODE + 1) for row in stat.splitlines())
+    return (
+        *(line for line in info.splitlines() if line.startswith(_SAID_OF_ITSELF)),
+        *(
+            (row[_NAME], row[_STATUS], row[_TIMES_DOWN], row[_CHECK_STATUS], row[_CHECK_CODE])
+            for row in rows
+            if len(row) > _CHECK_CODE
+        ),
+    )
 
 
 def parse_info(text: str) -> dict[str, str]:

@@ -78,10 +78,15 @@ def judged(status: NodeStatus, before: NodeStatus | None, now: float) -> NodeSta
 
 
 def read_status(state: Path) -> NodeStatus | None:
-    """The agent's document; None where there is none."""
+    """The agent's document; None where there is none. Its ``time`` is when the agent last said that it still holds."""
     raw = read_bounded(state / STATUS, STATE_BYTES_MAX)
+    if raw is None:
+        return None
     try:
-        return None if raw is None else NodeStatus.model_validate_json(raw)
+        status = NodeStatus.model_validate_json(raw)
+        return status.model_copy(update={"time": max(status.time, (state / STATUS).stat().st_mtime)})
+    except FileNotFoundError:
+        return None
     except ValidationError:
         raise ConfigInvalid(f"{state / STATUS} is damaged: remove it, the agent writes it anew") from None
 
