@@ -101,7 +101,7 @@ def layouts(draw: st.DrawFn) -> NodeLayout:
     fewest = 1 if {"balancer", "replicas"} & set(chosen) else 0
     found = draw(st.lists(replica, min_size=fewest, max_size=4, unique_by=lambda one: (one["host"], one["port"])))
     ports = draw(st.lists(PORTS, min_size=2, max_size=2, unique=True))
-    pod = st.fixed_dictionaries({"image": images, "host": ips, "memory_mib": st.integers(64, 4096)})
+    pod = st.fixed_dictionaries({"image": images, "memory_mib": st.integers(64, 4096)})
     values = {
         "version": draw(st.integers(1, 2**53)),
         "node": draw(dns_names),

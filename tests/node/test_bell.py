@@ -162,6 +162,16 @@ def test_a_mounted_config_map_is_followed(bell: Bell, tmp_path: Path) -> None:
     assert [False, True, True, False, True, False, True] == [*seen, bell.sleep(LONG_S)]
 
 
+def test_a_link_that_leads_nowhere_is_followed(bell: Bell, tmp_path: Path) -> None:
+    """To itself, or to what does not exist: it is another link that would be the change."""
+    loop, dangling = tmp_path / "loop", tmp_path / "dangling"
+    loop.symlink_to("loop")
+    dangling.symlink_to("nothing")
+    seen = followed(bell, loop, dangling)
+    loop.unlink()
+    assert [False, True, True] == [*seen, bell.sleep(LONG_S)]
+
+
 def test_reading_a_file_ends_nothing(bell: Bell, tmp_path: Path) -> None:
     """The sleeper reads what it follows: that is no change."""
     file = tmp_path / "layout.yaml"

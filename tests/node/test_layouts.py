@@ -24,7 +24,7 @@ TEXTS = (
     ("node",), ("mode",), ("virtual",), ("sources", 0), ("registries", 0, "name"), ("authorities",), ("runner",),
     ("registries", 0, "remote", "address"), ("registries", 0, "remote", "authorities"), ("replicas", 0, "name"),
     ("replicas", 0, "host"), ("upstream", "address"), ("upstream", "authorities"), ("balancer_image",),
-    ("replica_pod", "image"), ("replica_pod", "host"), ("replica_pod", "data"), ("replica_pod", "config"),
+    ("replica_pod", "image"), ("replica_pod", "data"), ("replica_pod", "config"),
     ("runtimes", 0), ("paths", "state"), ("paths", "containerd_config"), ("paths", "containerd_hosts"),
     ("paths", "containers"), ("paths", "balancer"), ("paths", "static_pods"), ("paths", "kubelet_credentials"),
     ("paths", "kubelet_plugins"), ("paths", "secrets"),
@@ -35,7 +35,7 @@ FULL = node_layout(
     upstream={"address": "https://up.example/team", "authorities": authority()[0]},
     registries=[{"name": "docker.io", "remote": {"address": "hub.example", "authorities": authority()[0]}}],
     balancer_image="registry.example/haproxy:1",
-    replica_pod={"image": "registry.example/sluice:1", "host": "10.0.0.11"},
+    replica_pod={"image": "registry.example/sluice:1"},
 )
 
 

@@ -174,6 +174,20 @@ def test_findings_are_said_and_stop_nothing(node: Node, capsys: pytest.CaptureFi
     assert (node.hosts / "docker.io" / "hosts.toml").exists()
 
 
+def test_undo_takes_no_other_node_back_for_a_mistyped_layout(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """A layout that does not exist says nothing about which memory is meant: it is not the usual one's end."""
+    assert run(["node", "apply", *documents(node)]) == 0
+    before = snapshot(node.root)
+    capsys.readouterr()
+    for more in ((), ("--dry-run",)):
+        assert run(["node", "undo", "--layout", str(node.root / "layuot.yaml"), *more]) == 2
+        err = capsys.readouterr().err
+        assert (True, True) == ("layuot.yaml does not exist, and nothing was changed" in err, "--state" in err)
+    assert before == snapshot(node.root)
+    node.document.unlink()
+    assert run(["node", "undo", "--layout", str(node.document), "--state", str(node.state)]) == 0
+
+
 def test_a_layout_that_is_wrong_hides_no_state(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     """With a layout that cannot be read status and undo look in --state, or in the usual place, and say why."""
     before = snapshot(node.root / "etc")

@@ -80,9 +80,11 @@ def test_configuration_of_a_replica(tmp_path: Path) -> None:
     (text,) = (one for one in blocks("yaml") if one.startswith(REGISTRY))
     (tmp_path / "registry.yaml").write_text(text, encoding="utf-8")
     config = ConfigSource(tmp_path / "registry.yaml", {}, {}).load()
-    pod = load(tmp_path, examples()[-1])[0].replica_pod
+    layout = load(tmp_path, examples()[-1])[0]
+    pod = layout.replica_pod
     assert pod is not None
-    assert (str(config.data), config.nodes.listen) == (pod.data, f"{pod.host}:5003")
+    (here,) = (one.authority for one in layout.replicas if one.name == layout.node)
+    assert (str(config.data), config.nodes.listen) == (pod.data, here)
     folder = Path(pod.config).parent
     assert all(folder in Path(str(path)).parents for path in (config.tls.certificate, config.tls.key, config.nodes.ca))
 

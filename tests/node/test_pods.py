@@ -24,7 +24,7 @@ def control_plane(**changes: object) -> NodeLayout:
     return node_layout(
         runner="static-pods",
         balancer_image="registry.sluice.internal:5001/system/haproxy:2.6",
-        replica_pod={"image": IMAGE, "host": "10.0.0.11", **changes},
+        replica_pod={"image": IMAGE, **changes},
     )
 
 
@@ -71,7 +71,7 @@ def test_replica() -> None:
     assert (True, "system-node-critical") == (spec["hostNetwork"], spec["priorityClassName"])
     assert {"path": "/srv/registry", "type": "DirectoryOrCreate"} in [one.get("hostPath") for one in spec["volumes"]]
     assert {"requests": {"cpu": "250m", "memory": "300Mi"}, "limits": {"memory": "300Mi"}} == container["resources"]
-    assert ["sluice", "serve", "--config", "/etc/sluice/registry.yaml"] == container["command"]
+    assert ["sluice", "serve", "--config", "/etc/sluice/registry/registry.yaml"] == container["command"]
     assert container["image"] == IMAGE
 
 

@@ -33,6 +33,10 @@ _NOT_HERE = (
     "nothing of Sluice is remembered in {}, and nothing was changed: "
     "where a layout has another paths.state, name the layout (--layout) or that directory (--state)"
 )
+_NO_LAYOUT = (
+    "--layout: {} does not exist, and nothing was changed: it says where Sluice's memory is; "
+    "name the layout that there is, or that directory (--state {})"
+)
 STATES = {True: "up", False: "DOWN", None: "unknown"}
 LAYOUT = click.option(
     "--layout",
@@ -126,6 +130,8 @@ def apply_layout(layout_file: Path, secrets_file: Path | None, force: bool, outp
 @OUTPUT
 def take_back(layout_file: Path | None, state: Path | None, force: bool, dry_run: bool, output: str) -> int:
     """Restore exactly what was there before Sluice, and stop the balancer."""
+    if layout_file is not None and state is None and not layout_file.exists():
+        raise ConfigInvalid(_NO_LAYOUT.format(layout_file, Paths().state))
     place = _state(layout_file, state)
     if dry_run and remembers(place):
         return _show(plan_undo(place, force=force), output)

@@ -121,15 +121,11 @@ class ReplicaPod(Section):
     image: Image = Field(
         description="an image with `sluice` in its path, which the node can pull before this pod runs, or holds already"
     )
-    host: HostAddress = Field(
-        description="this node's own address; nothing on the node reads it: the pod listens where its configuration"
-        " says"
-    )
     data: NodePath = Field(
         default="/opt/sluice/registry", description="the registry's data directory, which the pod may write"
     )
     config: NodePath = Field(
-        default="/etc/sluice/registry.yaml",
+        default="/etc/sluice/registry/registry.yaml",
         description="the registry's configuration file, which is yours to write. The pod sees all of the file's"
         " directory, and may not write there",
     )

@@ -82,4 +82,5 @@ class DirectoryWatch:
 
 
 def _directories(files: Iterable[Path]) -> set[Path]:
-    return {directory for file in files for directory in (file.absolute().parent, file.resolve().parent)}
+    names = (name for file in files for name in (file.absolute(), Path(os.path.realpath(file))))
+    return {name.parent for name in names}
