@@ -87,6 +87,8 @@ def test_a_bad_layout_changes_nothing(node: Node) -> None:
         (b"version: 2\nnode: [", "is neither YAML nor JSON"),
         (b"version: 2\nnode: worker-1\nmode: proxy\n", "sources is empty"),
         (b"version: 2\nnode: worker-1\nmode: proxy\nvirtual: '$(reboot)'\n", "virtual"),
+        (b"version: 2\nregistries: &a [*a]\n", "contains itself"),
+        (b'{"version": ' + b"[" * 900 + b"]" * 900 + b"}", "version ([[[["),
     ):
         put(node.document, raw)
         status = node.wait_for(lambda status, why=why: why in (status.error or ""), why)  # type: ignore[misc]

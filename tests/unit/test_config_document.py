@@ -10,6 +10,9 @@ from sluice.config.document import parse_either, parse_yaml
 
 SECRET = "hunter2"
 LATER = "a value is not what it looks like or is marked as: put it in quotes (line 1, column 11)"
+BOMB = "\n".join(
+    ["a0: &a0 [hunter2]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 12)}]" for n in range(1, 9)), "password: *a8"]
+)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,9 @@ LATER = "a value is not what it looks like or is marked as: put it in quotes (li
         ("password: 2026-13-45", LATER),
         ("hunter2: 1\nhunter2: 2", "a key is given twice (line 2, column 1)"),
         ("[" * 5000, "it is nested too deeply"),
+        ("a: &a [hunter2, *a]", "a value contains itself (line 1, column 4)"),
+        ("a: &a {hunter2: {b: *a}}", "a value contains itself (line 1, column 4)"),
+        (BOMB, "it has more than 1048576 values (line 7, column 5)"),
         ("password: hunter2\0", "it holds what is no text: special characters are not allowed (position 17)"),
     ],
 )
@@ -65,6 +71,13 @@ def test_a_key_given_twice_is_refused_in_json_too(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=r"^") as caught:
         parse_either(text.encode())
     assert said == str(caught.value)
+
+
+def test_aliases_are_read() -> None:
+    """As long as they do not stand for too much, what they name may be there as often as one likes."""
+    assert {"a": [1], "b": [[1], [1]], "c": {"d": 1, "e": 2}} == parse_yaml(
+        b"a: &a [1]\nb: [*a, *a]\nc: {<<: &c {d: 1}, e: 2}\n"
+    )
 
 
 def test_json_is_read_as_json() -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+VALUES_MAX = 1 << 20
+"""In one document, each counted as often as aliases repeat it."""
 # Whatever a problem has in quotes may be the document's own text, but for the names of tokens and a tab.
 _QUOTES_NOTHING = re.compile(r"(?:[^'\"]|'[,:?\[\]{}]'|'<[a-z ]+>'|'\\t')*")
 _QUOTED = re.compile(r"['\"].*['\"]", re.DOTALL)
@@ -18,7 +20,7 @@ _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticErr
 def load_yaml(raw: bytes) -> object:
     """Parse one document; raises ValueError with the problem and its place, and nothing of the text."""
     try:
-        return yaml.load(raw, _UniqueKeys)  # noqa: S506 - the loader is a SafeLoader
+        return _load(_UniqueKeys(raw))
     except RecursionError:
         reason = "it is nested too deeply"
     except yaml.reader.ReaderError as error:
@@ -28,6 +30,37 @@ def load_yaml(raw: bytes) -> object:
     except (yaml.YAMLError, ValueError):
         reason = "it cannot be parsed"
     raise ValueError(reason)
+
+
+def _load(loader: _UniqueKeys) -> object:
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _count_values(root, {})
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _count_values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """How many values a reader meets who follows every alias; ``known`` has those of nodes that were met before.
+
+    Raises MarkedYAMLError where they are too many: a few lines of aliases can stand for more than any memory holds.
+    """
+    if node in known:
+        if not known[node]:
+            raise yaml.MarkedYAMLError(problem="a value contains itself", problem_mark=node.start_mark)
+        return known[node]
+    known[node] = 0
+    if isinstance(node, yaml.MappingNode):
+        inner = sum(_count_values(part, known) for pair in node.value for part in pair)
+    else:
+        inner = sum(_count_values(part, known) for part in node.value) if isinstance(node, yaml.SequenceNode) else 0
+    if inner >= VALUES_MAX:
+        raise yaml.MarkedYAMLError(problem=f"it has more than {VALUES_MAX} values", problem_mark=node.start_mark)
+    known[node] = inner + 1
+    return known[node]
 
 
 def _reason(error: yaml.MarkedYAMLError) -> str:
