@@ -15,6 +15,7 @@ from sluice.testing.client import RegistryClient
 from sluice.testing.server import SluiceServer
 from sluice.testing.upstreams import UpstreamContent, UpstreamServer
 
+REPEATED = 10
 LAYERS = [bytes([number]) * 100_000 for number in range(4)]
 
 
@@ -113,6 +114,16 @@ def test_what_cannot_be_done_is_said(site: Site, arguments: Sequence[str], code:
     """A command that cannot be carried out ends with one line that says why."""
     with UpstreamServer(site.content) as upstream, serving(site, upstream):
         assert words in site.command(*arguments, code=code)
+
+
+def test_a_warm_image_is_whole(site: Site) -> None:
+    """When ``warm`` says so: not one of its blobs is still on its way, so that it can be purged at once."""
+    with UpstreamServer(site.content) as upstream, serving(site, upstream):
+        seen = []
+        for _ in range(REPEATED):
+            site.command("warm", "team/app:v1")
+            seen.append(site.command("purge", "--all")["purged"])
+    assert [1] * REPEATED == seen
 
 
 def test_warming_needs_a_server(site: Site) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 
 from sluice.cache.answers import CacheCounters
 from sluice.cache.fill import Fill
@@ -84,10 +84,10 @@ class Fills:
         self._gauge()
         return fill
 
-    async def finish(self) -> None:
-        """Wait until none runs or waits; others may begin meanwhile."""
-        while self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+    async def finish(self, digests: Collection[Digest] | None = None) -> None:
+        """Wait until none runs or waits, or none of these; others may begin meanwhile."""
+        while tasks := [task for task, fill in self._tasks.items() if digests is None or fill.digest in digests]:
+            await asyncio.wait(tasks)
 
     async def close(self) -> None:
         """End all fills and drop what they brought; idempotent."""

@@ -101,8 +101,7 @@ class Ground:
                 timeout=STEP_S,
                 check=False,
             )
-        if started.returncode != 0:
-            raise Unavailable(f"{part} could not be started: see {log}")
+        _require_started(part, started.returncode, log)
 
     def start_outside(self, part: str, command: Sequence[str], log: Path, listener: socket.socket) -> None:
         """Start a program that is the laboratory's, but lives in this machine's network; ``listener`` is its input."""
@@ -116,8 +115,7 @@ class Ground:
                 timeout=STEP_S,
                 check=False,
             )
-        if started.returncode != 0:
-            raise Unavailable(f"{part} could not be started: see {log}")
+        _require_started(part, started.returncode, log)
 
     def listen(self, machine: Machine, address: tuple[str, int]) -> socket.socket:
         """A TCP socket that listens in a machine's network; raises OSError."""
@@ -322,3 +320,11 @@ def _go_to(network: Path) -> None:
         if libc.setns(handle.fileno(), _CLONE_NEWNET) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(network))
+
+
+def _require_started(part: str, code: int, log: Path) -> None:
+    """Raises Unavailable. Who kills a part may meet what starts it."""
+    if code < 0:
+        raise Unavailable(f"{part} ended by itself (signal {-code}) while it was started: see {log}")
+    if code:
+        raise Unavailable(f"{part} could not be started: see {log}")

@@ -166,6 +166,7 @@ class _Warming:
 
     def __init__(self, wiring: Wiring, repository: Repository, progress: Progress) -> None:
         self._fetcher = wiring.fetcher
+        self._finish = wiring.finish
         self._repository = repository
         self._progress = progress
         self._slots = asyncio.Semaphore(WARM_BLOBS)
@@ -188,6 +189,7 @@ class _Warming:
             for task in reading:
                 task.cancel()
             await asyncio.gather(*reading, return_exceptions=True)
+        await self._finish(blobs.keys())  # who has read the last byte is not the last: the blob is put in its place
         return {"image": f"{self._repository}", "digest": str(root.digest), **self._counts}
 
     async def _read(self, digest: Digest) -> None:

@@ -7,10 +7,11 @@ place at any moment: what runs goes on with the old one, which closes when nobod
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from sluice.cache.answers import Fetched, Kind, Provenance
+from sluice.oci.digest import Digest
 from sluice.oci.manifest import Manifest
 from sluice.server.entitlement import Entitlement
 from sluice.server.fetchers import Fetcher
@@ -27,7 +28,15 @@ Headers = list[tuple[bytes, bytes]]
 _STALE = (b"warning", b'110 - "Response is Stale"')  # RFC 9111 section 5.5, and RFC 7234 before it
 
 
-async def _nothing() -> None:
+class Finish(Protocol):
+    """Waits for the end of what goes on without a request: all of it, or what concerns these blobs."""
+
+    def __call__(self, digests: Collection[Digest] | None = None) -> Awaitable[None]:
+        """Return when none of it runs any more."""
+        ...
+
+
+async def _nothing(digests: Collection[Digest] | None = None) -> None:
     return
 
 
@@ -56,7 +65,7 @@ class Wiring:
         self.names = names
         self.upstreams = upstreams or {}
         self.marks: Headers = [(b"sluice-mode", mode.encode())]
-        self.finish: Callable[[], Awaitable[None]] = _nothing
+        self.finish: Finish = _nothing
         self.end: Callable[[], Awaitable[None]] = _nothing
         self.entitlement: Entitlement | None = None
         self.requests = 0
