@@ -62,6 +62,11 @@ def test_registry_outside(outside: SluiceServer, tmp_path: Path, mode: str) -> N
             ("--upstream", "https://example.org", "--upstream-ca", "/etc/hosts"),
             "--upstream-ca /etc/hosts holds no PEM certificate",
         ),
+        (
+            ("--upstream", "127.0.0.1:1"),
+            "--upstream 127.0.0.1:1 cannot be reached from this machine (Connection refused)",
+        ),
+        (("--upstream", "bascic"), "name an upstream of the laboratory's own (anonymous, basic, bearer)"),
         (("--upstream", "basic", "--upstream-user", "me"), "--upstream-user is for"),
     ],
 )

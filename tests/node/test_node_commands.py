@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from node.running import Node
+from node.balanced import needs_haproxy
+from node.running import Node, alive
 from node.tree import put, snapshot
 from sluice.cli.app import run
 from sluice.cluster.layout import Paths
 from sluice.node.apply import adopt_state
+from sluice.node.record import LAYOUT
 
 CRI = 'plugins."io.containerd.grpc.v1.cri"'
 LEGACY = f'version = 2\n[{CRI}.registry.mirrors."docker.io"]\nendpoint = ["https://mirror.example"]\n'
@@ -186,6 +188,37 @@ def test_undo_takes_no_other_node_back_for_a_mistyped_layout(node: Node, capsys:
     assert before == snapshot(node.root)
     node.document.unlink()
     assert run(["node", "undo", "--layout", str(node.document), "--state", str(node.state)]) == 0
+
+
+@needs_haproxy
+@pytest.mark.parametrize("content", [b"{", None], ids=["damaged", "lost"])
+def test_undo_needs_no_layout(node: Node, capsys: pytest.CaptureFixture[str], content: bytes | None) -> None:
+    """Without a copy of what was applied that can be read, everything is taken back and the balancer ends."""
+    before = snapshot(node.root / "etc")
+    assert run(["node", "apply", *documents(node)]) == 0
+    pid = node.balancer.state().pid
+    applied = node.state / LAYOUT
+    applied.unlink()
+    if content is not None:
+        applied.write_bytes(content)
+    assert (True, 0) == (alive(pid), run(["node", "undo", "--state", str(node.state)]))
+    assert (before, False, False) == (snapshot(node.root / "etc"), alive(pid), node.state.exists())
+    said = f"{applied} is damaged; it is Sluice's own: remove it, the next apply writes it anew"
+    assert (content is not None) == (said in capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text("x"), lambda path: path.symlink_to("nowhere")])
+def test_a_state_that_is_no_directory(
+    node: Node, capsys: pytest.CaptureFixture[str], make: Callable[[Path], object]
+) -> None:
+    """Every command says what stands where a directory is needed, and nothing of a traceback."""
+    node.state.parent.mkdir(parents=True)
+    make(node.state)
+    for command, words in (("apply", 4), ("prepare", 2)):
+        capsys.readouterr()
+        assert run(["node", command, *documents(node)[:words]]) == 2
+        said = capsys.readouterr().err
+        assert ("move that away, or name another path" in said, str(node.state) in said) == (True, True), said
 
 
 def test_a_layout_that_is_wrong_hides_no_state(node: Node, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,10 +20,11 @@ from sluice.node.apply import apply_intent, intend, interrupted, plan_intent, pl
 from sluice.node.containerd import restart_containerd
 from sluice.node.diff import render_diff, summarize
 from sluice.node.drop_in import DROP_IN_NAME
+from sluice.node.execute import Programs
 from sluice.node.plan import Plan
 from sluice.node.preflight import find_all
 from sluice.node.prepare import intend_preparation, prepare
-from sluice.node.programs import NodePrograms
+from sluice.node.programs import LeftPrograms, NodePrograms
 from sluice.node.record import read_journal, read_layout, read_record, remembers
 from sluice.node.status import current_status, describe
 
@@ -140,9 +141,7 @@ def take_back(layout_file: Path | None, state: Path | None, force: bool, dry_run
         show_record(_record(plan), output, _NOT_HERE.format(place))
         return 0
     restart = _prepared(place)
-    layout = read_layout(place)
-    programs = () if layout is None else (NodePrograms(layout),)
-    plan = undo(place, *programs, force=force)
+    plan = undo(place, _programs(place), force=force)
     done = f"everything is as it was before Sluice: {_counted(plan)}"
     show_record({**_record(plan), "restart": restart}, output, f"{done}; containerd {_RESTART}" if restart else done)
     return 0
@@ -243,6 +242,16 @@ def _state(layout_file: Path | None, state: Path | None) -> Path:
         else:
             place = state or Path(layout.paths.state)
     return place.absolute()
+
+
+def _programs(state: Path) -> Programs:
+    """Those of the layout that was applied; without it they can be stopped all the same."""
+    try:
+        layout = read_layout(state)
+    except ConfigInvalid as error:
+        click.echo(error.message, err=True)
+        layout = None
+    return LeftPrograms(state) if layout is None else NodePrograms(layout)
 
 
 def _show(plan: Plan, output: str, findings: Sequence[Finding] = ()) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from sluice.errors import ConfigInvalid, Unavailable
 from sluice.lab.credentials import SERVERS_CA_NAME
@@ -29,11 +30,14 @@ from sluice.lab.processes import running_parts
 from sluice.lab.provision import provision
 from sluice.lab.pushes import build_images, push_to_replica, push_to_upstream
 from sluice.lab.state import LabDirectory
-from sluice.lab.topology import LabShape, Part, Topology, plan_topology
+from sluice.lab.topology import LabShape, Part, Topology, UpstreamKind, plan_topology
+from sluice.wire.address import UpstreamAddress, parse_upstream
 
 POLL_S = 0.05
 PUSH_S = 60.0
 """How long images may take to be pushed after everything runs, in seconds."""
+OUTSIDE_S = 10.0
+"""How long a registry outside may take to accept a connection, in seconds."""
 LOG_LINES = 3
 GROUND, IMAGES = "network", "images"
 """What is made beside the parts, by the names that ``tell`` gives it."""
@@ -96,6 +100,8 @@ class _Raising:
     def _lay_ground(self) -> None:
         ground, topology = self.ground, self.topology
         provision(self.directory, topology)
+        if topology.shape.outside is not None:
+            _require_reachable(parse_upstream(topology.shape.outside.address))
         for node in topology.nodes:
             prepare_containerd(self.directory, node)
             install_plugin(self.directory, node)
@@ -146,6 +152,18 @@ class _Raising:
             if lines:
                 return " / ".join(lines[-LOG_LINES:])
         return "it said nothing"
+
+
+def _require_reachable(outside: UpstreamAddress) -> None:
+    """Or a laboratory comes up in which no image can be pulled. Raises ConfigInvalid."""
+    try:
+        socket.create_connection((outside.host, outside.port), OUTSIDE_S).close()
+    except OSError as error:
+        kinds = ", ".join(get_args(UpstreamKind))
+        raise ConfigInvalid(
+            f"--upstream {outside.authority} cannot be reached from this machine ({error.strerror or error}): check the"
+            f" address, or name an upstream of the laboratory's own ({kinds})"
+        ) from None
 
 
 @contextlib.contextmanager

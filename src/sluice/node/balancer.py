@@ -14,7 +14,7 @@ from sluice.config.values import split_address
 from sluice.node.files import Files, FileSpec
 from sluice.node.haproxy_config import Directive, Section, parse_config, write_config
 
-CONFIG_NAME = "haproxy.cfg"
+CONFIG_NAME, RUN_NAME = "haproxy.cfg", "balancer"
 ADMIN_SOCKET, MASTER_SOCKET, STATE_FILE = "admin.sock", "master.sock", "servers.state"
 """Relative to the directory that HAProxy is started in: a socket's address has room for 107 characters only."""
 BACKEND, FRONTEND, METRICS = "replicas", "runtimes", "metrics"
@@ -82,7 +82,7 @@ def config_path(layout: NodeLayout) -> str:
 
 def run_directory(layout: NodeLayout) -> str:
     """Where HAProxy is started, and keeps sockets, PID and the servers' state."""
-    return f"{layout.paths.state}/balancer"
+    return f"{layout.paths.state}/{RUN_NAME}"
 
 
 def authorities_path(layout: NodeLayout) -> str:

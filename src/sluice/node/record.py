@@ -154,7 +154,13 @@ def _read(model: type[Kind], path: Path) -> Kind | None:
     try:
         return model.model_validate_json(raw)
     except ValidationError:
-        raise ConfigInvalid(
-            f"{path} is damaged; it is Sluice's own: restore it from a backup, "
-            f"or move {path.parent} away and give the files that Sluice wrote the content they should have"
-        ) from None
+        raise ConfigInvalid(f"{path} is damaged; it is Sluice's own: {_remedy(path)}") from None
+
+
+def _remedy(path: Path) -> str:
+    if path.name in {LAYOUT, SECRETS}:
+        return "remove it, the next apply writes it anew"
+    return (
+        "restore it from a backup, "
+        f"or move {path.parent} away and give the files that Sluice wrote the content they should have"
+    )

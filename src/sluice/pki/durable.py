@@ -97,10 +97,22 @@ def errors_named(path: Path, verb: str) -> Iterator[None]:
         raise _named(path, verb, error) from error
 
 
+_NO_ACCESS = "give the account that runs Sluice access to it"
+_A_FILE = "a directory is needed where there is a file or a link to nothing: move that away, or name another path"
+_REMEDIES = {
+    errno.ENOTDIR: _A_FILE,
+    errno.EEXIST: _A_FILE,
+    errno.EISDIR: "it is a directory: name a file",
+    errno.ENOENT: "its directory does not exist: make it, or name another path",
+    errno.ELOOP: "its links lead in a circle: mend them, or name another path",
+    errno.ENAMETOOLONG: "name a shorter path",
+}
+
+
 def _named(path: Path, verb: str, error: OSError) -> SluiceError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(f"{path} cannot be {verb}: no space is left on its file system; free some and try again")
     if error.errno == errno.EROFS:
         return ConfigInvalid(f"{path} cannot be {verb}: Read-only file system; mount it writable")
     reason = error.strerror or str(error)
-    return ConfigInvalid(f"{path} cannot be {verb}: {reason}; give the account that runs Sluice access to it")
+    return ConfigInvalid(f"{path} cannot be {verb}: {reason}; {_REMEDIES.get(error.errno or 0, _NO_ACCESS)}")
