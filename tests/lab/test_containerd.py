@@ -167,6 +167,32 @@ def shim_sockets() -> set[str]:
     return set(os.listdir("/run/containerd/s"))
 
 
+def test_stop_leaves_no_pod(here: Site) -> None:
+    """A pod that nobody removed ends with the daemon, and nothing of it is left."""
+    sockets = shim_sockets()
+    running = here.containerd("pod")
+    running.start()
+    try:
+        running.wait_ready()
+        with Runtime(running.place.socket) as runtime:
+            runtime.pull(running.place.sandbox_image, LOGIN)
+            sandbox = runtime.run_sandbox("left", "/")
+        assert [] != list(Path("/sys/fs/cgroup").rglob(f"*{sandbox}*"))
+    finally:
+        running.remove()
+    assert ([], []) == (processes_of(running.place.directory), mounts_of(running.place.directory))
+    assert sockets == shim_sockets()
+    assert [] == [*Path("/sys/fs/cgroup").rglob(f"*{sandbox}*"), *Path("/run/containerd/runc").rglob(sandbox)]
+
+
+def test_a_pods_image_is_fetched_with_nobodys_login(containerd: Containerd) -> None:
+    """The runtime has a login from pulls, and does not use it for the image of a sandbox: the registry refuses."""
+    with Runtime(containerd.place.socket) as runtime:
+        runtime.pull(f"{NAME}/demo/hello:1", LOGIN)
+        with pytest.raises(Unavailable, match=r"could not run a sandbox: .*(401|authorization failed)"):
+            runtime.run_sandbox("refused", "/")
+
+
 def test_a_start_over_a_running_one_does_nothing(containerd: Containerd, here: Site) -> None:
     """Starting again, even from elsewhere, keeps the daemon; so does asking whether it is ready."""
     pid = containerd.pid

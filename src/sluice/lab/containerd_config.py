@@ -101,8 +101,7 @@ def _plugins_1(place: ContainerdPlace, snapshotter: str) -> Table:
     cri: Table = {
         "sandbox_image": place.sandbox_image,
         "registry": {"config_path": str(place.hosts)},
-        "containerd": {"snapshotter": snapshotter},
-        **_runtime(place),
+        **_runtime(place, {"snapshotter": snapshotter}),
         **_streams(),
     }
     return {"io.containerd.grpc.v1.cri": cri}
@@ -116,15 +115,21 @@ def _plugins_2(place: ContainerdPlace, snapshotter: str) -> Table:
     }
     return {
         "io.containerd.cri.v1.images": images,
-        "io.containerd.cri.v1.runtime": _runtime(place),
+        "io.containerd.cri.v1.runtime": _runtime(place, {}),
         "io.containerd.grpc.v1.cri": _streams(),
     }
 
 
-def _runtime(place: ContainerdPlace) -> Table:
+def _runtime(place: ContainerdPlace, containerd: Table) -> Table:
     network = {"bin_dir": str(place.directory / "cni/bin"), "conf_dir": str(place.directory / "cni/net.d")}
-    # Without CAP_SYS_RESOURCE a pod's score cannot be lowered below the daemon's own.
-    return {"cni": network, "restrict_oom_score_adj": True}
+    # Where ``ctr`` has it, too: what of a pod is left can be found and ended there.
+    runc = {"runtime_type": "io.containerd.runc.v2", "options": {"Root": str(place.runc)}}
+    return {
+        "cni": network,
+        # Without CAP_SYS_RESOURCE a pod's score cannot be lowered below the daemon's own.
+        "restrict_oom_score_adj": True,
+        "containerd": {**containerd, "runtimes": {"runc": runc}},
+    }
 
 
 def _streams() -> Table:

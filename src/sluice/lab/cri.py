@@ -1,4 +1,5 @@
-"""The runtime's own pull API, called as the kubelet calls it: ``PullImage`` and what belongs to it, over gRPC.
+"""The runtime's own API, called as the kubelet calls it over gRPC: ``PullImage`` and what belongs to it, and pods'
+sandboxes, whose image the runtime pulls by itself.
 
 Container Runtime Interface ``runtime.v1`` (``k8s.io/cri-api``). A pull by ``ctr`` takes another road through
 containerd and reads other settings, so nothing but this proves that a node can pull.
@@ -16,7 +17,7 @@ from typing import Any, Self
 import grpc
 
 from sluice.errors import PullFailed, Unavailable
-from sluice.lab.cri_messages import MESSAGES, PACKAGE
+from sluice.lab.cri_messages import MESSAGES, NODE_NETWORK, PACKAGE
 
 ANSWER_S = 10.0
 """How long the runtime may take for what needs no network, in seconds."""
@@ -98,6 +99,27 @@ class Runtime:
     def remove(self, reference: str) -> None:
         """ImageService/RemoveImage; removing what is not held is no error."""
         self._ask("ImageService/RemoveImage", "RemoveImage", {"image": {"image": reference}})
+
+    def run_sandbox(self, name: str, cgroup: str, timeout_s: float = PULL_S) -> str:
+        """RuntimeService/RunPodSandbox: start an empty pod on the node's network, in a control group below ``cgroup``;
+        returns the sandbox's id. The runtime pulls its image first, with nobody's login. Raises Unavailable."""
+        config = {
+            "metadata": {"name": name, "uid": name, "namespace": "sluice"},
+            "linux": {
+                "cgroup_parent": cgroup,
+                "security_context": {"namespace_options": {"network": NODE_NETWORK}},
+            },
+        }
+        try:
+            said = self._call("RuntimeService/RunPodSandbox", "RunPodSandbox", {"config": config}, timeout_s)
+        except grpc.RpcError as error:
+            raise Unavailable(f"the runtime at {self._socket} could not run a sandbox: {_reason(error)}") from None
+        return str(said.pod_sandbox_id)
+
+    def remove_sandbox(self, sandbox: str) -> None:
+        """RuntimeService/StopPodSandbox, then RemovePodSandbox; neither minds one that is gone."""
+        for message in ("StopPodSandbox", "RemovePodSandbox"):
+            self._ask(f"RuntimeService/{message}", message, {"pod_sandbox_id": sandbox})
 
     def _ask(self, method: str, message: str, request: dict[str, object]) -> Any:
         try:

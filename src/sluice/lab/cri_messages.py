@@ -1,4 +1,5 @@
-"""The messages of the Container Runtime Interface that a pull needs, as protobuf types made at run time.
+"""The messages of the Container Runtime Interface that a pull and a pod's sandbox need, as protobuf types made at run
+time.
 
 Names and numbers are those of the published ``runtime.v1`` API (``k8s.io/cri-api``, ``pkg/apis/runtime/v1``); a field
 that is not listed here is skipped when it comes. A table of three lines a message is all there is to generate, so
@@ -39,8 +40,28 @@ FIELDS: Final[dict[str, dict[str, tuple[int, str]]]] = {
     "ListImagesResponse": {"images": (1, "Image*")},
     "RemoveImageRequest": {"image": (1, "ImageSpec")},
     "RemoveImageResponse": {},
+    "PodSandboxMetadata": {"name": (1, "string"), "uid": (2, "string"), "namespace": (3, "string")},
+    "NamespaceOption": {"network": (1, "enum")},
+    "LinuxSandboxSecurityContext": {"namespace_options": (1, "NamespaceOption")},
+    "LinuxPodSandboxConfig": {
+        "cgroup_parent": (1, "string"),
+        "security_context": (2, "LinuxSandboxSecurityContext"),
+    },
+    "PodSandboxConfig": {"metadata": (1, "PodSandboxMetadata"), "linux": (8, "LinuxPodSandboxConfig")},
+    "RunPodSandboxRequest": {"config": (1, "PodSandboxConfig")},
+    "RunPodSandboxResponse": {"pod_sandbox_id": (1, "string")},
+    "StopPodSandboxRequest": {"pod_sandbox_id": (1, "string")},
+    "StopPodSandboxResponse": {},
+    "RemovePodSandboxRequest": {"pod_sandbox_id": (1, "string")},
+    "RemovePodSandboxResponse": {},
 }
-_SCALARS = {"string": FieldDescriptorProto.TYPE_STRING, "uint64": FieldDescriptorProto.TYPE_UINT64}
+NODE_NETWORK: Final = 2
+"""``NamespaceMode.NODE``: the namespace that the runtime itself is in."""
+_SCALARS = {
+    "string": FieldDescriptorProto.TYPE_STRING,
+    "uint64": FieldDescriptorProto.TYPE_UINT64,
+    "enum": FieldDescriptorProto.TYPE_INT32,  # the same on the wire
+}
 
 
 def _message(name: str, fields: dict[str, tuple[int, str]]) -> DescriptorProto:
