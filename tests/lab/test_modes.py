@@ -10,7 +10,7 @@ import pytest
 from lab.clusters import cluster, wait_until
 from lab.isolated import needs_lab
 from sluice.lab.cri import Runtime
-from sluice.lab.evidence import sendings
+from sluice.lab.evidence import Sending, sendings
 from sluice.lab.laboratory import VIRTUAL
 from sluice.lab.scene import LabScene, Published
 
@@ -49,11 +49,34 @@ def test_every_node_pulls_by_tag_and_by_digest(scene: LabScene, image: Published
         assert scene.run(node, f"team/app@{image.digest}").startswith("Hello from a container")
 
 
-def test_every_node_pulls_the_pause_image_without_credentials(scene: LabScene) -> None:
-    """The runtime pulls a pod's sandbox by itself: nobody hands it a login, and it must not need one."""
-    for node in scene.nodes:
-        with Runtime(scene.place(node).socket) as runtime:
-            assert runtime.pull(scene.pause).startswith("sha256:")
+def test_every_node_fetches_the_pause_image_by_itself(scene: LabScene) -> None:
+    """A pod starts on a node that lacks the pause image: the runtime fetches it, and nobody hands it a login. Where the
+    upstream wants one, it comes from the replicas in Direct mode too."""
+    fetched = [start_pod(scene, node) for node in scene.nodes]
+    shape = scene.lab.topology.shape
+    expected = 0 if (shape.mode, shape.upstream) == ("direct", "anonymous") else len(fetched)
+    # The image's id is the digest of its configuration, which no other image shares with it.
+    wait_until(lambda: len(sent_by_replicas(scene, fetched[0])) >= expected)
+    assert [200] * expected == [one.status for one in sent_by_replicas(scene, fetched[0])]
+
+
+def start_pod(scene: LabScene, node: str) -> str:
+    """The id of the pause image, which was not there before; of the pod nothing is left."""
+    place = scene.place(node)
+    with Runtime(place.socket) as runtime:
+        assert runtime.status(scene.pause) is None
+        with scene.sandbox(node) as sandbox:
+            assert [sandbox] == [one.name for one in place.runc.glob("*/*")]
+        assert [] == list(place.runc.glob("*/*"))
+        held = runtime.status(scene.pause)
+        assert held is not None
+        assert (scene.pause,) == held.tags
+        return held.id
+
+
+def sent_by_replicas(scene: LabScene, digest: str) -> list[Sending]:
+    """What replicas answered to those who asked for a blob."""
+    return [one for log in scene.logs().values() for one in sendings(log.read_text(), digest)]
 
 
 def test_a_component_reaches_the_virtual_address(scene: LabScene, image: Published) -> None:
@@ -71,7 +94,7 @@ def test_layers_come_from_where_the_mode_says(scene: LabScene) -> None:
     is_direct = scene.lab.topology.shape.mode == "direct"
 
     def replicas_sent() -> int:
-        return sum(one.sent for log in scene.logs().values() for one in sendings(log.read_text(), image.layer))
+        return sum(one.sent for one in sent_by_replicas(scene, image.layer))
 
     if not is_direct:
         wait_until(lambda: replicas_sent() == image.size * len(scene.nodes))

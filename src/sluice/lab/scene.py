@@ -5,9 +5,10 @@ Between ``story``, which says what happens, and ``laboratory``, which knows what
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,20 @@ class LabScene:
         cgroup = f"/{self.lab.directory.cgroup}/{container}"
         place = containerd_place(machine)
         return self.lab.run(machine, run_command(place, kind, container, full_name(image), *command, cgroup=cgroup))
+
+    @contextlib.contextmanager
+    def sandbox(self, node: str) -> Iterator[str]:
+        """A pod without containers, on a node's network; its id. The runtime fetches its image, if it does not have
+        it. Raises Unavailable."""
+        from sluice.lab.cri import Runtime  # noqa: PLC0415 - gRPC is loaded by those who ask a runtime, not by all
+
+        with Runtime(self.place(node).socket) as runtime:
+            name = f"lab-{secrets.token_hex(6)}"
+            made = runtime.run_sandbox(name, f"/{self.lab.directory.cgroup}")
+            try:
+                yield made
+            finally:
+                runtime.remove_sandbox(made)
 
     def place(self, node: str) -> ContainerdPlace:
         """A node's containerd, as this process reaches its files."""
