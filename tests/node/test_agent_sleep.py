@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from node.balanced import wait_until
-from node.running import Node
+from node.running import Node, watches
 from node.tree import put
 from sluice.cluster.status import NodeStatus
 from sluice.node import agent as module
@@ -19,11 +19,11 @@ from sluice.node.agent import Agent, Place
 from sluice.node.record import STATUS
 
 FAR_S = 3600.0
-TICKS_BEFORE = 3  # it looks by itself until it follows every directory: the third look is the last for an hour
+LOOKS_BEFORE = 3  # it looks by itself until it follows every file: the third look is the last for an hour
 
 
 class Clock:
-    """Which counts how often it is asked: once for each look."""
+    """Which counts how often it is asked: once at the beginning, once for each look, and once for each pause."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -49,7 +49,7 @@ def asleep(node: Node, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
     clock = Clock()
     with running(Agent(Place(node.document, node.secrets, node.state), print, clock)) as one:
         node.applied(1)
-        wait_until(lambda: clock.asked >= TICKS_BEFORE, "its long sleep")
+        wait_until(lambda: clock.asked >= 1 + 2 * LOOKS_BEFORE, "its long sleep")
         yield one
 
 
@@ -137,11 +137,67 @@ def test_it_shows_that_it_lives(node: Node, ticking: Agent, now: list[float]) ->
     assert now[0] == pytest.approx(status.time, abs=1e-3)
 
 
-def test_a_status_that_was_removed_is_written_anew(node: Node, ticking: Agent, now: list[float]) -> None:
-    """By the next sign of life at the latest."""
-    (node.state / STATUS).unlink()
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        Path.unlink,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.with_name("old").replace(path) if path.with_name("old").write_text("{}") else None,
+    ],
+    ids=["removed", "emptied", "an old one in its place"],
+)
+def test_a_status_that_is_not_its_own_is_written_anew(
+    node: Node, ticking: Agent, now: list[float], tamper: Callable[[Path], object]
+) -> None:
+    """By the next sign of life at the latest: it never vouches for what somebody else has made of it."""
+    written = (node.state / STATUS).read_bytes()
+    tamper(node.state / STATUS)
     now[0] += module.HEARTBEAT_S
     ticking.tick()
     assert (status := node.status()) is not None
-    assert status.version == 1
+    assert (1, True) == (status.version, len((node.state / STATUS).read_bytes()) == len(written))
     assert now[0] == pytest.approx(status.time, abs=1e-3)
+
+
+def test_a_status_that_could_not_be_written_is_written_later(
+    node: Node, ticking: Agent, now: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The old one is not said to hold meanwhile, and the reason is said once."""
+    before = (node.state / STATUS).stat().st_mtime_ns
+    aside = node.root / "aside"
+    (node.state / STATUS).rename(aside)
+    (node.state / STATUS).mkdir()  # nothing can be renamed over it
+    bad_layout(node)
+    for _ in range(3):
+        now[0] += module.HEARTBEAT_S
+        ticking.tick()
+    said = capsys.readouterr().out
+    (node.state / STATUS).rmdir()
+    aside.rename(node.state / STATUS)
+    seen = [(node.state / STATUS).stat().st_mtime_ns == before, said.count(f"{node.state / STATUS}")]
+    now[0] += module.POLL_S
+    ticking.tick()
+    assert (status := node.status()) is not None
+    assert [True, 1, True] == [*seen, "neither YAML nor JSON" in (status.error or "")]
+
+
+def test_a_clock_that_is_put_back_is_not_the_time_of_the_last_word(
+    node: Node, ticking: Agent, now: list[float]
+) -> None:
+    """A status from a time that is to come is written anew: else nobody would notice an agent's silence for as long."""
+    now[0] -= FAR_S
+    ticking.tick()
+    assert now[0] == NodeStatus.model_validate_json((node.state / STATUS).read_bytes()).time
+
+
+@pytest.mark.parametrize(("runtimes", "watched"), [(("containerd",), 2), (("cri-o",), 1)])
+def test_only_what_is_managed_is_followed(
+    node: Node, now: list[float], runtimes: tuple[str, ...], watched: int
+) -> None:
+    """The documents' directory, and containerd's where containerd is among the runtimes."""
+    node.want(node.layout(sources=("replicas",), runtimes=runtimes))
+    with contextlib.closing(Agent(Place(node.document, node.secrets, node.state), print, lambda: now[0])) as one:
+        one.tick()
+        now[0] += module.POLL_S
+        one.tick()
+        assert [watched] == watches()

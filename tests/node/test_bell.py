@@ -7,15 +7,19 @@ import os
 import resource
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from sluice.node.bell import RINGS_MAX, Bell
+from node.running import watches
+from sluice.node.bell import RINGS_MAX, UNREST_S, Bell
 
 LONG_S, SHORT_S = 60.0, 0.01
+MANY = 3_000  # more than the kernel's queue is read in at once, fewer than it holds
+WAKE_UPS_MAX = 20  # for each UNREST_S: one that hears of a change, the rest after it, and the end
 
 
 @pytest.fixture
@@ -180,14 +184,83 @@ def test_reading_a_file_ends_nothing(bell: Bell, tmp_path: Path) -> None:
     assert ("old", False) == (file.read_text(), bell.sleep(SHORT_S))
 
 
-def test_no_directory_is_no_following(bell: Bell, tmp_path: Path) -> None:
-    """As long as one directory does not exist, the sleeper has to look by itself; from then on it need not."""
-    here, there = tmp_path / "secrets.yaml", tmp_path / "later" / "layout.yaml"
-    seen = followed(bell, here, there)
-    there.parent.mkdir()
-    seen += followed(bell, here, there)
-    there.write_text("new")
-    assert [False, False, False, True, True] == [*seen, bell.sleep(LONG_S)]
+def test_a_directory_that_comes_ends_the_sleep(bell: Bell, tmp_path: Path) -> None:
+    """Where the way to a file ends, what is missing is followed, and then what comes behind it."""
+    file = tmp_path / "later" / "on" / "layout.yaml"
+    seen = followed(bell, tmp_path / "secrets.yaml", file)
+    file.parent.parent.mkdir()
+    seen += [bell.sleep(LONG_S), *followed(bell, tmp_path / "secrets.yaml", file)]
+    file.parent.mkdir()
+    seen += [bell.sleep(LONG_S), *followed(bell, tmp_path / "secrets.yaml", file)]
+    file.write_text("new")
+    assert [False, True, True, False, True, True, False, True, True] == [*seen, bell.sleep(LONG_S)]
+
+
+def test_a_release_that_is_swapped_ends_the_sleep(bell: Bell, tmp_path: Path) -> None:
+    """A link may be anywhere on the way, and lead by way of others: each of them is followed."""
+    for number in ("1", "2"):
+        (tmp_path / "releases" / number / "etc").mkdir(parents=True)
+        (tmp_path / "releases" / number / "etc" / "layout.yaml").write_text(number)
+    (tmp_path / "current").symlink_to("releases/now")
+    (tmp_path / "releases" / "now").symlink_to(tmp_path / "releases" / "x" / ".." / "1")
+    (tmp_path / "releases" / "x").mkdir()
+    file = tmp_path / "current" / "etc" / "layout.yaml"
+    seen = [*followed(bell, file), file.read_text() == "1"]
+    aside = tmp_path / "releases" / "aside"
+    aside.symlink_to("2")
+    aside.rename(tmp_path / "releases" / "now")
+    seen += [bell.sleep(LONG_S), *followed(bell, file), file.read_text() == "2"]
+    (tmp_path / "current").unlink()
+    assert [False, True, True, True, False, True, True, True] == [*seen, bell.sleep(LONG_S)]
+
+
+def test_what_else_happens_in_a_directory_ends_nothing(bell: Bell, tmp_path: Path) -> None:
+    """Other files there may come, change and go as they like; a burst of them is over when it is over."""
+    file = tmp_path / "layout.yaml"
+    file.write_text("old")
+    followed(bell, file)
+    for number in range(MANY):
+        (tmp_path / f"other{number}").touch()
+    seen = [bell.sleep(SHORT_S), bell.stirred]
+    file.write_text("new")
+    assert [False, False, True, True] == [*seen, bell.sleep(LONG_S), bell.stirred]
+
+
+def test_a_busy_directory_is_not_listened_to_all_the_time(bell: Bell, tmp_path: Path) -> None:
+    """While another file there changes without end, a sleep is as long as it should be and wakes a few times only; the
+    file's own change ends it all the same."""
+    file, other, stop = tmp_path / "layout.yaml", tmp_path / "other", threading.Event()
+    followed(bell, file)
+
+    def change() -> None:
+        while not stop.wait(SHORT_S):
+            other.write_text("new")
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        before = switches()
+        slept = bell.sleep(3 * UNREST_S)
+        woken = switches() - before
+        file.write_text("new")
+        assert (False, True, True) == (slept, woken <= WAKE_UPS_MAX, bell.sleep(LONG_S)), woken
+    finally:
+        stop.set()
+        thread.join()
+
+
+def switches() -> int:
+    """How often this thread has waited for something."""
+    lines = Path(f"/proc/self/task/{threading.get_native_id()}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("voluntary")))
+
+
+def test_no_watch_is_left_behind(bell: Bell, tmp_path: Path) -> None:
+    """Whatever was followed before, as many directories are watched as there are on the way now."""
+    for number in range(20):
+        (tmp_path / str(number)).mkdir()
+        followed(bell, tmp_path / str(number) / "layout.yaml", tmp_path / "none" / "secrets.yaml")
+    assert [2] == watches()
 
 
 def test_a_directory_in_the_place_of_another_is_followed(bell: Bell, tmp_path: Path) -> None:

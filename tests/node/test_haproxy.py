@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,16 +16,17 @@ import pytest
 from node.balanced import NAMES, Balanced, balanced, needs_haproxy, noise, wait_until
 from sluice.errors import ConfigInvalid
 from sluice.node.balancer import render_balancer
-from sluice.node.haproxy import Balancer
-from sluice.node.haproxy_state import BalancerState
+from sluice.node.haproxy import QUESTION, Balancer
+from sluice.node.haproxy_state import BalancerState, fingerprint
 from sluice.testing.server import free_port
 
 pytestmark = needs_haproxy
 BLOB = noise(16 << 20)
+ASKED = 120
 START = """
 import sys
 from pathlib import Path
-from sluice.node.haproxy import Balancer
+from sluice.node.haproxy import QUESTION, Balancer
 print(Balancer(Path(sys.argv[1]), Path(sys.argv[2])).ensure())
 """
 
@@ -179,6 +181,26 @@ def test_another_balancer_is_news(scene: Balanced) -> None:
     scene.wait_for(master_1=True, master_2=True)
     seen.append(scene.balancer.is_as(another))
     assert [True, False, False, False, False] == [*seen, scene.balancer.is_as(BalancerState(None, None))]
+
+
+def test_a_check_that_is_going_on_is_no_news(scene: Balanced) -> None:
+    """Of a replica that says nothing HAProxy tells, by turns, that a check runs and how the last one ended."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        replica = {"name": "silent", "host": "127.0.0.1", "port": silent.getsockname()[1]}
+        scene.apply(scene.layout(replicas=[replica]))
+        scene.wait_for(silent=False)
+        before = scene.balancer.state()
+        seen = []
+        for _ in range(ASKED):
+            seen.append((scene.balancer.is_as(before), "* L" in scene.balancer.ask(QUESTION)))
+            time.sleep(0.01)
+    assert ({True}, {True, False}) == ({same for same, _ in seen}, {running for _, running in seen})
+
+
+def test_the_same_number_may_be_another_process() -> None:
+    """Inside of a pod HAProxy has the same PID at each start: that it started at another time is news."""
+    first, again = (f"Name: HAProxy\nPid: 3\nStart_time_sec: {at}\ndescription: 875afca\n\n# pxname\n" for at in (1, 2))
+    assert (True, False) == (fingerprint(first) == fingerprint(first), fingerprint(first) == fingerprint(again))
 
 
 def test_events(scene: Balanced) -> None:

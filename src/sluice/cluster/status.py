@@ -41,8 +41,9 @@ class ReplicaStatus(Section):
 class NodeStatus(Section):
     """``version`` is the layout that is applied, None before the first; ``wanted`` the one that was asked for last,
     where the agent could read it. ``error``: why the two differ. ``balancer``: whether it answers, None where the
-    layout has none. ``time`` (of writing; as long as it holds, the agent touches the file once a minute) and ``since``
-    (of ``healthy``) in seconds of the epoch."""
+    layout has none. ``since`` (of ``healthy``) in seconds of the epoch, and ``time``: in the agent's file, of its
+    writing; as ``read_status`` and ``sluice node status`` have it, of the agent's last sign of life, for which it
+    touches the file once a minute as long as all of it holds."""
 
     node: str | None = None
     mode: Mode | None = None

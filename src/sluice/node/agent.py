@@ -1,10 +1,10 @@
 """The agent of a node: follows its layout, keeps files and balancer as it says, and says how things are.
 
-``sluice node run``. One thread that sleeps until something happens to the layout's file or the balancer's process, or
-SIGHUP comes; the balancer is asked every few seconds, the files on disk are looked at every few minutes. What cannot
-be applied changes nothing: the last good state stands and the status says why. The last good layout is on disk, so a
-node starts without anybody to ask. Nothing that serves images depends on the agent: HAProxy runs on when it ends or
-dies.
+``sluice node run``. One thread that sleeps until something happens to the layout, the secrets, containerd's
+configuration or the balancer's process, or SIGHUP comes; the balancer is asked every few seconds, the files that were
+written are looked at every few minutes. What cannot be applied changes nothing: the last good state stands and the
+status says why. The last good layout is on disk, so a node starts without anybody to ask. Nothing that serves images
+depends on the agent: HAProxy runs on when it ends or dies.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from sluice.node.bell import Bell
 from sluice.node.certificate_check import check_certificate
 from sluice.node.haproxy import HUNG_S, Balancer
 from sluice.node.haproxy_state import BalancerState
-from sluice.node.preflight import look_at_runtimes
+from sluice.node.preflight import look_at_runtimes, uses_containerd
 from sluice.node.programs import NodePrograms
 from sluice.node.record import STATUS, read_layout, read_secrets
 from sluice.node.status import describe_replicas, judged, says_the_same
 from sluice.pki.durable import PUBLIC_MODE, write_durably
 
 POLL_S = 2.0
-"""Between two looks at files whose directories nobody watches, and the shortest time between two of anything."""
+"""Between two looks at files that nobody watches, and the shortest time between two of what time alone makes due."""
 LOOK_S = 30.0
-"""Between two looks at files whose directories are watched: at what is not told, such as a mount over them."""
+"""Between two looks at files that are watched: at what is not told, such as a mount over them."""
 BALANCER_S = 15.0
 """Between two questions to the balancer; its end is noticed at once."""
 AGAIN_S = 30.0
@@ -82,6 +82,8 @@ class Agent:
         self._seen: BalancerState | None = None
         self._status: NodeStatus | None = None
         self._told: tuple[object, ...] = ()  # what the last status was made of
+        self._written: Stamp = None  # its file, as long as nobody else has touched it
+        self._unwritten = ""  # why it could not be written
         self._bell = Bell()
         self._stopped = self._again = False
 
@@ -104,6 +106,7 @@ class Agent:
         adopt_state(self._state)
         with contextlib.closing(self), agent_locked(self._state):
             self._guard("layout", self._remember, self._clock())
+            self._bell.follow(self._files())  # what that needs is loaded now
             gc.freeze()  # what has been loaded stays, and a collection need not walk through it each time
             while not self._stopped:
                 again = self._again
@@ -119,6 +122,8 @@ class Agent:
         if now < self._ticked:  # the clock was put back: what was due then would be due long after
             self._files_at = self._follow_at = self._look_at = 0.0
             self._balancer_at = self._closely_at = self._beat_at = 0.0
+            self._hung_until = min(self._hung_until, now + TOLD_S)
+            self._told = ()  # and the status has a time that is to come
         self._ticked = now
         if everything or self._bell.stirred or now >= self._files_at:
             self._look_at_files(now, everything=everything)
@@ -139,14 +144,14 @@ class Agent:
     def _pause(self) -> float:
         """Seconds to the next thing that is due, as far as time goes."""
         due = min(self._files_at, self._follow_at, self._look_at, self._balancer_due(), self._beat_at)
-        return max(POLL_S, due - self._ticked)
+        return max(POLL_S, due - self._clock())
 
     def _balancer_due(self) -> float:
-        """Sooner where its process has ended, but not at once: one that cannot run is started at each look."""
+        """Sooner where its process has ended, but not at once: one that was started just now may have ended again."""
         return self._balancer_at - BALANCER_S + POLL_S if self._bell.gone else self._balancer_at
 
     def _look_at_files(self, now: float, *, everything: bool) -> None:
-        """Whether any has changed; what comes of it is due then."""
+        """Where one has changed, what comes of it is due now."""
         followed = self._bell.follow(self._files())  # before they are looked at: nothing is missed in between
         self._files_at = now + (LOOK_S if followed else POLL_S)
         stamps = tuple(map(_stamp, self._documents_at()))
@@ -166,7 +171,7 @@ class Agent:
     def _files(self) -> Iterator[Path]:
         """Those of which a change is to be seen at once."""
         yield from self._documents_at()
-        if self._applied is not None:
+        if self._applied is not None and uses_containerd(self._applied):
             yield Path(self._applied.paths.containerd_config)
 
     def _guard(self, part: str, work: Callable[[float], str | None], now: float) -> None:
@@ -304,21 +309,29 @@ class Agent:
         )
 
     def _write(self, now: float, *, running: bool) -> None:
-        status = self._described(now, running=running)
-        self._told = self._facts()
-        self._status, self._beat_at = status, now + HEARTBEAT_S
+        status = self._status = self._described(now, running=running)
+        self._beat_at = now + HEARTBEAT_S
+        path = self._state / STATUS
         try:
-            write_durably(self._state / STATUS, dump_document(status), mode=PUBLIC_MODE)
-        except SluiceError as error:  # a full disk, for one: the node goes on all the same
-            self._say(error.message)
+            write_durably(path, dump_document(status), mode=PUBLIC_MODE)
+        except SluiceError as error:  # a full disk, for one: the node goes on all the same, and tries again
+            self._told, self._written = (), None
+            if error.message != self._unwritten:
+                self._say(error.message)
+            self._unwritten = error.message
+        else:
+            self._told, self._written, self._unwritten = self._facts(), _stamp(path), ""
 
     def _beat(self, now: float) -> None:
-        """Show that it lives: the document's own time is when something was new."""
-        self._beat_at = now + HEARTBEAT_S
-        try:
-            os.utime(self._state / STATUS, (now, now))
-        except OSError:  # somebody has removed it
+        """Show that it lives by the age of its document, where that is still the one that it wrote."""
+        path = self._state / STATUS
+        if self._written is None or _stamp(path) != self._written:
             self._write(now, running=True)
+            return
+        self._beat_at = now + HEARTBEAT_S
+        with contextlib.suppress(OSError):  # the next beat sees what has become of it
+            os.utime(path, (now, now))
+        self._written = _stamp(path)
 
     def _described(self, now: float, *, running: bool) -> NodeStatus:
         layout, before = self._applied, self._status

@@ -1,5 +1,5 @@
 """What an agent sleeps by: it wakes when time is over, when somebody rings, when the process it watches ends, and when
-something happens where its files are.
+something happens to its files.
 
 An idle agent does little else than wake up, and on an idle machine each thing that it touches then has to be brought
 back into the processor's caches: sleeping in ``poll`` cost half of what a ``threading.Event`` did, and what is watched
@@ -21,15 +21,15 @@ from sluice.node.watch import DirectoryWatch
 
 RINGS_MAX = 4096  # taken off the line at once
 SETTLE_S = 0.2
-"""Between a change of files and the end of the sleep: several belong together, and a busy directory wakes nobody more
-often than this."""
+"""Between a change of files and the end of the sleep: several belong together."""
+UNREST_S = 2.0
+"""For how long nobody listens to directories in which something happens that is no change of the files."""
 
 
 class Bell:
     """For one sleeper. ``ring`` is for anybody, signal handlers included.
 
-    ``gone``: the process watched has ended. ``stirred``: something has happened where files are followed, since the
-    last ``follow``.
+    ``gone``: the process watched has ended. ``stirred``: a file has changed since the last ``follow``.
     """
 
     def __init__(self) -> None:
@@ -40,6 +40,7 @@ class Bell:
         self._process: int | None = None
         self._directories = DirectoryWatch()
         self._seen: int | None = None
+        self._deaf = False
         self.gone = False
         self.stirred = False
 
@@ -65,7 +66,7 @@ class Bell:
             self._poll.register(self._process, select.POLLIN)
 
     def follow(self, files: Iterable[Path]) -> bool:
-        """End a sleep when something happens in the directories of these files, and no others.
+        """End a sleep when something happens to these files, and no others.
 
         Returns whether a change since the last call would have: whoever sleeps is to look by itself soon where not.
         """
@@ -78,18 +79,37 @@ class Bell:
 
     def sleep(self, seconds: float) -> bool:
         """Wait for ``seconds`` or for what ends that sooner; returns whether something did."""
-        ended_by = self._poll.poll(1000 * seconds)
-        for descriptor, _ in ended_by:
-            if descriptor == self._line:
-                os.read(self._line, RINGS_MAX)
-            elif descriptor == self._seen:
-                time.sleep(SETTLE_S)
-                self._directories.drain()
-                self.stirred = True
-            else:
-                self.gone = True
-                self._leave()
-        return bool(ended_by)
+        until = time.monotonic() + seconds
+        while True:
+            left = max(0.0, until - time.monotonic())
+            ended_by = self._poll.poll(1000 * (min(left, UNREST_S) if self._deaf else left))
+            self._listen(True)
+            taken = [self._take(descriptor) for descriptor, _ in ended_by]
+            if any(taken):
+                return True
+            if time.monotonic() >= until:
+                return False
+
+    def _take(self, descriptor: int) -> bool:
+        """What one descriptor has to say; whether it ends the sleep."""
+        if descriptor == self._line:
+            os.read(self._line, RINGS_MAX)
+        elif descriptor == self._seen:
+            time.sleep(SETTLE_S)
+            if not self._directories.drain():
+                self._listen(False)
+                return False
+            self.stirred = True
+        else:
+            self.gone = True
+            self._leave()
+        return True
+
+    def _listen(self, listens: bool) -> None:
+        """Whether the next sleep hears of directories."""
+        if self._seen is not None and self._deaf is listens:
+            self._poll.modify(self._seen, select.POLLIN if listens else 0)
+            self._deaf = not listens
 
     def close(self) -> None:
         """Nobody sleeps or rings any more."""

@@ -15,7 +15,7 @@ from sluice.node.balancer import BACKEND
 
 _TAKEN = re.compile(r"Address already in use\)? for \[[^\]]*:(\d+)\]")
 _ROWS_OF_NO_SERVER = frozenset({"FRONTEND", "BACKEND"})
-_SAID_OF_ITSELF = ("Pid:", "description:")
+_SAID_OF_ITSELF = ("Pid:", "Start_time_sec:", "description:")
 _NAME, _STATUS, _TIMES_DOWN, _CHECK_STATUS, _CHECK_CODE = 1, 17, 22, 36, 37
 """Columns of "show stat", all of them before the first that may have a comma in it."""
 
@@ -68,7 +68,7 @@ def fingerprint(answer: str) -> Fingerprint:
     return (
         *(line for line in info.splitlines() if line.startswith(_SAID_OF_ITSELF)),
         *(
-            (row[_NAME], row[_STATUS], row[_TIMES_DOWN], row[_CHECK_STATUS], row[_CHECK_CODE])
+            (row[_NAME], row[_STATUS], row[_TIMES_DOWN], row[_CHECK_STATUS].removeprefix("* "), row[_CHECK_CODE])
             for row in rows
             if len(row) > _CHECK_CODE
         ),

@@ -32,17 +32,18 @@ def find_all(layout: NodeLayout, secrets: NodeSecrets | None, now: float) -> tup
 def look_at_runtimes(layout: NodeLayout) -> tuple[Finding, ...]:
     """Whether they take what is written for them. Asks containerd, which takes a moment."""
     found: tuple[Finding, ...] = ()
-    if _uses_containerd(layout):
+    if uses_containerd(layout):
         found = check_containerd(layout, read_containerd(Path(layout.paths.containerd_config)))
     return (*found, *check_containers(layout, read_registries(layout)))
 
 
 def check_containerd(layout: NodeLayout, facts: ContainerdFacts) -> tuple[Finding, ...]:
     """All findings; none where containerd is not among the runtimes or nothing is managed."""
-    return tuple(_findings(layout, facts)) if _uses_containerd(layout) else ()
+    return tuple(_findings(layout, facts)) if uses_containerd(layout) else ()
 
 
-def _uses_containerd(layout: NodeLayout) -> bool:
+def uses_containerd(layout: NodeLayout) -> bool:
+    """Whether anything is written for containerd."""
     return layout.mode != "unmanaged" and "containerd" in layout.runtimes
 
 
