@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from node.given import authority, node_layout
 from node.layouts import layouts
-from sluice.cluster.layout import NodeLayout
+from sluice.cluster.layout import BalancerLayout, NodeLayout
 from sluice.errors import ConfigInvalid
 from sluice.node.balancer import config_path, render_balancer
 from sluice.node.pods import render_pods
@@ -64,11 +64,46 @@ def test_any_layout(layout: NodeLayout) -> None:
         assert all(any(word == path or word.startswith(f"{path}/") for path in mounted) for word in named)
 
 
+def asked(path: str, port: int, tries: int) -> dict[str, Any]:
+    """A probe by the kubelet every two seconds; after so many failures in a row it acts."""
+    door = {"host": "127.0.0.1", "path": path, "port": port}
+    return {"httpGet": door, "periodSeconds": 2, "timeoutSeconds": 2, "failureThreshold": tries}
+
+
+def probes(pod: dict[str, Any]) -> dict[str, Any]:
+    (container,) = pod["spec"]["containers"]
+    return {key: value for key, value in container.items() if key.endswith("Probe")}
+
+
+def test_probes() -> None:
+    """The kubelet gives both programs five minutes to start, restarts one that does not live, and counts a replica out
+    that is not ready; it asks where they say so, which for the balancer is the layout's port for metrics."""
+    pods = manifests(control_plane().model_copy(update={"balancer": BalancerLayout(metrics_port=6002)}))
+    replica = {
+        "startupProbe": asked("/livez", 5002, 150),
+        "livenessProbe": asked("/livez", 5002, 5),
+        "readinessProbe": asked("/readyz", 5002, 2),
+    }
+    balancer = {"startupProbe": asked("/livez", 6002, 150), "livenessProbe": asked("/livez", 6002, 5)}
+    assert {"sluice-replica": replica, "sluice-balancer": balancer} == {key: probes(pod) for key, pod in pods.items()}
+
+
+def test_priority() -> None:
+    """Both pods have the highest priority, by its class and by the number that this class stands for: nobody derives
+    one from the other in a static pod."""
+    highest = ("system-node-critical", 2_000_001_000)
+    found = {
+        key: (pod["spec"].get("priorityClassName"), pod["spec"].get("priority"))
+        for key, pod in manifests(control_plane()).items()
+    }
+    assert {"sluice-replica": highest, "sluice-balancer": highest} == found
+
+
 def test_replica() -> None:
-    """The replica is on the node's network with its data, its share and the highest priority."""
+    """The replica is on the node's network with its data and its share."""
     spec = manifests(control_plane(data="/srv/registry", memory_mib=300, cpu_millis=250))["sluice-replica"]["spec"]
     (container,) = spec["containers"]
-    assert (True, "system-node-critical") == (spec["hostNetwork"], spec["priorityClassName"])
+    assert spec["hostNetwork"]
     assert {"path": "/srv/registry", "type": "DirectoryOrCreate"} in [one.get("hostPath") for one in spec["volumes"]]
     assert {"requests": {"cpu": "250m", "memory": "300Mi"}, "limits": {"memory": "300Mi"}} == container["resources"]
     assert ["sluice", "serve", "--config", "/etc/sluice/registry/registry.yaml"] == container["command"]
