@@ -27,6 +27,7 @@ from sluice.node.haproxy import Balancer
 
 CA = authority()[0]
 PODMAN = {"runtimes": ["podman"]}
+REPLICA_LOGS = ("replica-0", "replica-1")
 # docker/reference in containers/image, of whose grammar a location is the beginning.
 LOCATION = re.compile(r"(localhost|[a-z0-9.-]*[.][a-z0-9.-]*|[a-z0-9-]+(?=:))(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
 
@@ -175,22 +176,40 @@ def copied(layout: NodeLayout, image: str, *options: str) -> str:
     return done.stderr if done.returncode else ""
 
 
-def succeed_copying(layout: NodeLayout, *options: str) -> None:
-    assert "" == copied(layout, f"{VIRTUAL}/{NAME}:v1", *options)
+def succeed_copying(layout: NodeLayout, image: str, *options: str) -> None:
+    assert "" == copied(layout, image, *options)
+
+
+def sent_by_balancer(layout: NodeLayout) -> int:
+    """Bytes, of all replicas together; 0 where none runs."""
+    return sum(one.sent for one in Balancer.of(layout).state().replicas)
 
 
 @needs_parts
 @pytest.mark.parametrize("registry", [VIRTUAL, HUB])
 @pytest.mark.parametrize(
-    "sources",
-    [("balancer", "replicas"), ("replicas",), ("upstream",), ("upstream", "replicas", "balancer")],
+    ("sources", "givers"),
+    [
+        (("balancer", "replicas"), REPLICA_LOGS),
+        (("balancer", "replicas", "upstream"), REPLICA_LOGS),
+        (("replicas",), REPLICA_LOGS[:1]),
+        (("upstream",), ("upstream",)),
+        (("upstream", "replicas", "balancer"), ("upstream",)),
+    ],
     ids="-".join,
 )
-def test_skopeo_gets_the_image_in_every_state(plain: Scene, sources: tuple[str, ...], registry: str) -> None:
-    """By tag and by digest, with the node's certificate and no password."""
+def test_skopeo_gets_the_image_in_every_state(
+    plain: Scene, sources: tuple[str, ...], givers: tuple[str, ...], registry: str
+) -> None:
+    """By tag and by digest, with the node's certificate and no password: all of it from the first source, through the
+    balancer where that is the first. The upstream may give to replicas, which have it from there."""
     layout = plain.put(plain.layout(*sources))
     for reference in (":v1", f"@{plain.digest}"):
-        assert "" == copied(layout, f"{registry}/{NAME}{reference}")
+        before = sent_by_balancer(layout)
+        given = plain.given_by(partial(succeed_copying, layout, f"{registry}/{NAME}{reference}"), *givers)
+        assert PARTS == sum(given[name] for name in givers)
+        assert {name: 0 for name in REPLICA_LOGS if name not in givers}.items() <= given.items()
+        assert (sources[0] == "balancer") == (sent_by_balancer(layout) > before)
 
 
 @needs_parts
@@ -226,12 +245,13 @@ def test_whoever_is_dead_the_next_one_serves(plain: Scene) -> None:
 @pytest.mark.parametrize("guise", ["tls", "htpasswd", "token"])
 def test_direct_mode_before_other_upstreams(guise: str) -> None:
     """With a CA of its own; and with a login from the file, or without one by the replicas."""
+    image = f"{VIRTUAL}/{NAME}:v1"
     with scene(guise) as there:
         for sources in (("upstream",), ("upstream", "replicas")):
             layout = there.put(there.layout(*sources, registries=[]))
             authfile = ["--authfile", auth_path(layout)] if guise != "tls" else []
-            given = there.given_by(partial(succeed_copying, layout, *authfile), "upstream")
+            given = there.given_by(partial(succeed_copying, layout, image, *authfile), "upstream")
             assert {"upstream": PARTS, "replica-0": 0, "replica-1": 0} == given
         if guise != "tls":
-            given = there.given_by(partial(succeed_copying, layout), "replica-0")
+            given = there.given_by(partial(succeed_copying, layout, image), "replica-0")
             assert PARTS == given["replica-0"]
