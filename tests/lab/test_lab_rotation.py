@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lab.clusters import wait_until
 from lab.commands import Place, raised
 from lab.isolated import needs_lab
 from sluice.errors import PullFailed
@@ -18,6 +19,7 @@ from sluice.pki.cluster import ClusterPki, Purpose
 
 pytestmark = needs_lab
 HELLO = f"{VIRTUAL}/lab/hello:1"
+PULL_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +42,16 @@ class Load:
         with Runtime(self._socket) as runtime:
             while not self._stop.is_set():
                 try:
-                    runtime.pull(HELLO)
+                    runtime.pull(HELLO, timeout_s=PULL_S)
                     self.pulled += 1
                 except PullFailed as error:
                     self.failures.append(str(error))
                 runtime.remove(HELLO)
+
+    def wait(self) -> None:
+        """Until a pull that begins from now on has ended well, or any has failed."""
+        wanted = self.pulled + 2  # the one that is going on began before
+        wait_until(lambda: self.pulled >= wanted or self.failures != [])
 
     def __enter__(self) -> Load:
         self._thread.start()
@@ -57,15 +64,20 @@ class Load:
 
 @pytest.mark.parametrize("purpose", [Purpose.SERVERS, Purpose.NODES])
 def test_rotated_under_load(place: Place, purpose: Purpose) -> None:
-    """No pull fails on any node, and in the end everybody trusts the new CA alone."""
+    """No pull fails on any node, each pulls again after every step, and in the end all trust the new CA alone."""
     lab = place.open()
     before = ClusterPki(lab.directory.pki / "cluster").bundle(purpose)
     told: list[str] = []
     loads = [Load(lab, node) for node in lab.topology.nodes]
+
+    def say(line: str) -> None:
+        told.append(line)
+        for load in loads:
+            load.wait()
+
     with loads[0], loads[1], loads[2]:
-        rotate(lab, purpose, told.append)
+        rotate(lab, purpose, say)
     assert [[], [], []] == [load.failures for load in loads]
-    assert all(load.pulled > 0 for load in loads)
     assert 3 == len(told)
     after = ClusterPki(lab.directory.pki / "cluster").bundle(purpose)
     assert before not in after
