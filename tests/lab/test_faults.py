@@ -21,8 +21,11 @@ from sluice.lab.credentials import LAYOUT_NAME, SECRETS_NAME
 from sluice.lab.cri import pull
 from sluice.lab.evidence import Sending, sendings
 from sluice.lab.laboratory import full_name
+from sluice.lab.mounts import data_of
+from sluice.lab.parts import fetch
 from sluice.lab.scene import LabScene, Published
 from sluice.lab.story import Strike, Survived, find_sender, survive
+from sluice.lab.topology import OPERATIONS_PORT
 
 pytestmark = needs_lab
 LAYER = 128 << 20
@@ -122,14 +125,39 @@ def down(scene: LabScene, node: str) -> set[str]:
 
 
 def test_full_disks_stop_writing_only(scene: LabScene) -> None:
-    """With no room on any replica, what was cached is served, and what was not goes through."""
+    """With no room on any replica, what was cached is served, and what was not goes through and is kept by none; with
+    room again it is kept."""
     cached, other = fresh(scene, SMALL), fresh(scene, SMALL)
     scene.pull("worker-1", cached.reference)
+    wait_until(lambda: holders(scene, cached) != set())
     for replica in scene.replicas:
         faults.fill_disk(scene.lab, replica)
+    unkept = total(scene, "sluice_cache_unkept_total")
     for image in (cached, other):
         assert scene.pull("worker-2", image.reference).startswith("sha256:")
+    wait_until(lambda: total(scene, "sluice_cache_unkept_total") > unkept)
+    wait_until(lambda: total(scene, "sluice_cache_fills_active") == 0)
+    assert set() == holders(scene, other)
     assert all(one.up for one in scene.seen("worker-2").values())
+    faults.heal(scene.lab, faults.ALL)
+    assert scene.pull("worker-1", other.reference).startswith("sha256:")
+    wait_until(lambda: holders(scene, other) != set())
+
+
+def holders(scene: LabScene, image: Published) -> set[str]:
+    """The replicas on whose disks an image's big layer is."""
+    name = image.layer.removeprefix("sha256:")
+    places = {one.name: scene.lab.ground.inside(data_of(one)) for one in scene.lab.topology.control_planes}
+    return {replica for replica, place in places.items() if list((place / "content").rglob(name))}
+
+
+def total(scene: LabScene, metric: str) -> float:
+    """A metric without labels, of all replicas together."""
+    found = 0.0
+    for machine in scene.lab.topology.control_planes:
+        _, raw = fetch(scene.lab.ground, machine, ("127.0.0.1", OPERATIONS_PORT), "/metrics")
+        found += sum(float(line.split()[1]) for line in raw.decode().splitlines() if line.startswith(f"{metric} "))
+    return found
 
 
 def test_a_full_disk_refuses_a_push_and_serves_the_rest() -> None:
