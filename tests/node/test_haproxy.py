@@ -57,6 +57,16 @@ def test_same_configuration_changes_nothing(scene: Balanced) -> None:
     assert (before.pid, before.config) == (again.state().pid, again.state().config)
 
 
+def test_what_a_killed_process_had_begun_to_write_goes(scene: Balanced) -> None:
+    """A copy and a state of servers that were never whole are removed by whoever is next; another's file is not."""
+    torn, theirs = (".haproxy.cfg.0a.tmp", ".servers.state.0b.tmp"), ".theirs.0c.tmp"
+    for name in (*torn, theirs):
+        (scene.balancer.directory / name).write_bytes(b"half a fi")
+    assert "unchanged" == scene.balancer.ensure()
+    assert [theirs] == [path.name for path in scene.balancer.directory.glob(".*")]
+    (scene.balancer.directory / theirs).unlink()
+
+
 def test_outlives_who_started_it(scene: Balanced) -> None:
     """Started by a process that ends, it runs on, and its master is nobody's child."""
     scene.balancer.stop()

@@ -22,7 +22,7 @@ from sluice.cluster.documents import dump_document, load_document
 from sluice.cluster.layout import NodeLayout, NodeSecrets, Paths
 from sluice.cluster.status import Finding, NodeStatus, ReplicaStatus
 from sluice.errors import ConfigInvalid, NodeRefused, SluiceError
-from sluice.node.apply import adopt_state, agent_locked, apply_intent, intend
+from sluice.node.apply import adopt_state, agent_locked, apply_intent, intend, sweep_state
 from sluice.node.bell import Bell
 from sluice.node.certificate_check import check_certificate
 from sluice.node.haproxy import HUNG_S, Balancer
@@ -105,6 +105,7 @@ class Agent:
         """Until ``stop``. Raises NodeRefused where another agent runs."""
         adopt_state(self._state)
         with contextlib.closing(self), agent_locked(self._state):
+            sweep_state(self._state)
             self._guard("layout", self._remember, self._clock())
             self._bell.follow(self._files())  # what that needs is loaded now
             gc.freeze()  # what has been loaded stays, and a collection need not walk through it each time

@@ -43,7 +43,7 @@ from sluice.node.record import (
     read_record,
     remembers,
 )
-from sluice.pki.durable import errors_named, sync_directory, write_durably
+from sluice.pki.durable import errors_named, remove_torn, sync_directory, write_durably
 
 NO_PROGRAMS = NoPrograms()
 LOCK_S, LOCK_AGAIN_S = 1.0, 0.05
@@ -170,6 +170,12 @@ def agent_locked(state: Path) -> Iterator[None]:
         yield
 
 
+def sweep_state(state: Path) -> None:
+    """Remove what a killed agent had begun to write; for an agent that is locked, since it alone writes its status."""
+    with locked(state):
+        _sweep(state)
+
+
 def agent_lives(state: Path) -> bool:
     """Whether an agent keeps this node: by its lock, since numbers of processes are used again."""
     try:
@@ -240,9 +246,9 @@ def _kept(path: Path, content: bytes, mode: int) -> Iterator[Step]:
 
 def _sweep(state: Path) -> None:
     """What a killed process had begun to write of our own."""
-    for pattern in (".sluice-*.tmp", *(f".{name}.*.tmp" for name in OWN_NAMES)):
-        for torn in state.glob(pattern):
-            torn.unlink(missing_ok=True)
+    remove_torn(state, OWN_NAMES)
+    for torn in state.glob(".sluice-*.tmp"):
+        torn.unlink(missing_ok=True)
 
 
 def _forgotten(state: Path) -> Iterator[Step]:

@@ -19,7 +19,7 @@ from typing import Protocol
 from sluice.errors import NodeHalfway, SluiceError
 from sluice.node.found import FileState, read_state
 from sluice.node.record import JOURNAL, OWN_DIRECTORIES, Journal, Kept, Step, encode, read_journal
-from sluice.pki.durable import errors_named, sync_directory, write_durably
+from sluice.pki.durable import errors_named, remove_torn, sync_directory, write_durably
 
 FILES = frozenset({"write", "remove"})
 
@@ -61,8 +61,7 @@ def execute(state: Path, journal: Journal, programs: Programs) -> None:
 
 def recover(state: Path, programs: Programs) -> bool:
     """Finish what an interrupted process began, or undo it where that cannot be; False where there is nothing."""
-    for torn in state.glob(f".{JOURNAL}.*.tmp"):  # of a process that died while it wrote one: nothing had begun
-        torn.unlink(missing_ok=True)
+    remove_torn(state, (JOURNAL,))  # nothing had begun then
     journal = read_journal(state)
     if journal is None:
         return False

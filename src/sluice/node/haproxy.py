@@ -29,7 +29,7 @@ from sluice.node.balancer import ADMIN_SOCKET, BACKEND, CONFIG_NAME, STATE_FILE,
 from sluice.node.haproxy_config import parse_config
 from sluice.node.haproxy_processes import Marks, find_processes, is_stopped, kill_processes, process_state
 from sluice.node.haproxy_state import BalancerState, fingerprint, parse_info, parse_replicas, port_remedy
-from sluice.pki.durable import make_directory, read_bounded, write_durably
+from sluice.pki.durable import make_directory, read_bounded, remove_torn, write_durably
 
 PROGRAM = "haproxy"
 PID_FILE, LOCK_FILE = "haproxy.pid", "lock"
@@ -296,6 +296,7 @@ class Balancer:
         with (self.directory / LOCK_FILE).open("ab") as file:
             if not wait(lambda: _try_lock(file.fileno()), LOCK_S):
                 raise ConfigInvalid(f"another process has been changing the balancer in {self.directory} for long")
+            remove_torn(self.directory, (CONFIG_NAME, STATE_FILE))  # nobody else writes them now
             yield
 
 

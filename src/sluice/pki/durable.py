@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sluice.config.reading import read_named
@@ -77,6 +77,13 @@ def _written_aside(path: Path, content: bytes, mode: int) -> Iterator[Path]:
         yield aside
     finally:
         aside.unlink(missing_ok=True)
+
+
+def remove_torn(directory: Path, names: Iterable[str]) -> None:
+    """What processes left that were killed while they wrote these; nobody is to be writing them now."""
+    for name in names:
+        for torn in directory.glob(f".{name}.*.tmp"):
+            torn.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:
