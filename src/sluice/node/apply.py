@@ -39,7 +39,6 @@ from sluice.node.record import (
     Step,
     encode,
     keep,
-    read_journal,
     read_record,
     remembers,
 )
@@ -136,8 +135,14 @@ def _undo(state: Path, programs: Programs, *, force: bool) -> Plan:
 
 
 def interrupted(state: Path) -> bool:
-    """Whether an apply broke off here; the next one ends it first."""
-    return read_journal(state) is not None
+    """Whether an apply broke off here and nobody is at it; the next one ends it first. For any account."""
+    if not (state / JOURNAL).exists():
+        return False
+    descriptor = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _try_lock(descriptor, fcntl.LOCK_SH) and (state / JOURNAL).exists()
+    finally:
+        os.close(descriptor)
 
 
 def refuse(refusals: tuple[Refusal, ...]) -> None:

@@ -1,6 +1,7 @@
 """How a node is, for whoever asks: what the agent wrote down, and what the balancer says this moment.
 
-Where no agent lives, nobody looks at the runtimes and the certificate but whoever asks.
+Where no agent lives, nobody looks at the runtimes and the certificate but whoever asks, and nobody ends an apply that
+broke off.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sluice.cluster.layout import NodeLayout, NodeSecrets
-from sluice.cluster.status import NodeStatus, ReplicaStatus
+from sluice.cluster.status import Finding, NodeStatus, ReplicaStatus
 from sluice.errors import ConfigInvalid
-from sluice.node.apply import agent_lives
+from sluice.node.apply import agent_lives, interrupted
 from sluice.node.haproxy import Balancer
 from sluice.node.haproxy_state import BalancerState
 from sluice.node.preflight import find_all
-from sluice.node.record import STATE_BYTES_MAX, STATUS, read_layout, read_secrets
+from sluice.node.record import JOURNAL, STATE_BYTES_MAX, STATUS, read_layout, read_secrets
 from sluice.pki.durable import read_bounded
 
 SINCE_DRIFT_S = 2.5
@@ -40,7 +41,8 @@ def current_status(state: Path, now: float) -> NodeStatus:
     )
     lives = agent_lives(state)
     if not lives:
-        status = status.model_copy(update={"agent": None})
+        findings = (*_broken_off(state), *status.findings)
+        status = status.model_copy(update={"agent": None, "findings": findings})
     if layout is None:
         return status
     if not lives:
@@ -64,7 +66,13 @@ def _without_agent(status: NodeStatus, layout: NodeLayout, state: Path, now: flo
         secrets = read_secrets(state)
     except ConfigInvalid as problem:
         error = "; ".join(filter(None, (error, problem.message)))
-    return {**changes, "error": error, "findings": find_all(layout, secrets, now)}
+    return {**changes, "error": error, "findings": (*_broken_off(state), *find_all(layout, secrets, now))}
+
+
+def _broken_off(state: Path) -> Iterator[Finding]:
+    if interrupted(state):
+        remedy = "start the agent (sluice node run) or apply again (sluice node apply), which finishes or undoes it"
+        yield Finding(what="is of an apply or undo that was interrupted", where=str(state / JOURNAL), remedy=remedy)
 
 
 def judged(status: NodeStatus, before: NodeStatus | None, now: float) -> NodeStatus:
