@@ -94,14 +94,7 @@ class Node:
 
     def check(self) -> None:
         """What holds at every instant."""
-        for path in (self.root / HOSTS).rglob("hosts.toml"):
-            raw = path.read_bytes()
-            if raw == THEIRS:
-                continue
-            file = parse_hosts(raw)
-            for host in (file.server, *file.hosts):
-                for named in (host.ca, *(host.client or ())):
-                    assert named is None or os.path.exists(named), f"{path} names {named}, which is not there"
+        check_hosts(self.root / HOSTS)
 
 
 @pytest.fixture
@@ -115,6 +108,18 @@ def node() -> Iterator[Node]:
 def mortal() -> Iterator[Mortal]:
     with Mortal() as one:
         yield one
+
+
+def check_hosts(hosts: Path) -> None:
+    """Every hosts.toml can be read, and what it names is there."""
+    for path in hosts.rglob("hosts.toml"):
+        raw = path.read_bytes()
+        if raw == THEIRS:
+            continue
+        file = parse_hosts(raw)
+        for host in (file.server, *file.hosts):
+            for named in (host.ca, *(host.client or ())):
+                assert named is None or os.path.exists(named), f"{path} names {named}, which is not there"
 
 
 def check_whole(found: dict[str, Fact], *states: dict[str, Fact]) -> None:
