@@ -207,6 +207,30 @@ def test_a_check_that_is_going_on_is_no_news(scene: Balanced) -> None:
     assert ({True}, {True, False}) == ({same for same, _ in seen}, {running for _, running in seen})
 
 
+@pytest.mark.parametrize(
+    ("status", "times_down", "check", "code", "same"),
+    [
+        ("UP", "0", "* L7OK", "0", True),
+        ("UP", "1", "L7OK", "200", False),
+        ("UP 1/2", "0", "L7OK", "200", False),
+        ("DOWN", "0", "L7OK", "200", False),
+        ("UP", "0", "L7STS", "200", False),
+    ],
+)
+def test_what_of_a_replica_is_news(status: str, times_down: str, check: str, code: str, same: bool) -> None:
+    """How it is, how its last check ended, and whether it was down meanwhile; not that a check runs."""
+    assert same == (
+        fingerprint(answer("UP", "0", "L7OK", "200")) == fingerprint(answer(status, times_down, check, code))
+    )
+
+
+def answer(status: str, times_down: str, check: str, code: str) -> str:
+    cells = [""] * 80
+    for column, cell in ((1, "master-1_10.0.0.11:5003"), (17, status), (22, times_down), (36, check), (37, code)):
+        cells[column] = cell
+    return f"Pid: 3\ndescription: 875afca\n\n# pxname\n{','.join(cells)}\n"
+
+
 def test_the_same_number_may_be_another_process() -> None:
     """Inside of a pod HAProxy has the same PID at each start: that it started at another time is news."""
     first, again = (f"Name: HAProxy\nPid: 3\nStart_time_sec: {at}\ndescription: 875afca\n\n# pxname\n" for at in (1, 2))

@@ -16,8 +16,9 @@ from sluice.node.balancer import BACKEND
 _TAKEN = re.compile(r"Address already in use\)? for \[[^\]]*:(\d+)\]")
 _ROWS_OF_NO_SERVER = frozenset({"FRONTEND", "BACKEND"})
 _SAID_OF_ITSELF = ("Pid:", "Start_time_sec:", "description:")
-_NAME, _STATUS, _TIMES_DOWN, _CHECK_STATUS, _CHECK_CODE = 1, 17, 22, 36, 37
+_NAME, _STATUS, _TIMES_DOWN, _CHECK_STATUS = 1, 17, 22, 36
 """Columns of "show stat", all of them before the first that may have a comma in it."""
+_RUNNING = "* "  # before the status of the last check while another one runs; check_code is 0 then
 
 
 Fingerprint = tuple[object, ...]
@@ -64,13 +65,13 @@ def fingerprint(answer: str) -> Fingerprint:
     For an agent that has nothing to do: a small part of what reading the answer costs.
     """
     info, _, stat = answer.partition("\n\n")
-    rows = (row.split(",", _CHECK_CODE + 1) for row in stat.splitlines())
+    rows = (row.split(",", _CHECK_STATUS + 1) for row in stat.splitlines())
     return (
         *(line for line in info.splitlines() if line.startswith(_SAID_OF_ITSELF)),
         *(
-            (row[_NAME], row[_STATUS], row[_TIMES_DOWN], row[_CHECK_STATUS].removeprefix("* "), row[_CHECK_CODE])
+            (row[_NAME], row[_STATUS], row[_TIMES_DOWN], row[_CHECK_STATUS].removeprefix(_RUNNING))
             for row in rows
-            if len(row) > _CHECK_CODE
+            if len(row) > _CHECK_STATUS
         ),
     )
 
