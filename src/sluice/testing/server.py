@@ -27,19 +27,25 @@ PORTS = range(12_000, 32_000)
 PORT_TRIES = 100
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago.
+    """A TCP port on 127.0.0.1 that was free a moment ago; for long, not one that this process has been given before.
 
     It lies below the ports that the kernel gives to clients (32768 on Linux): one of those could be somebody's outgoing
     connection by the time a server wants it, all the more over many restarts.
     """
-    for port in random.sample(PORTS, PORT_TRIES):
+    if 2 * len(_given) > len(PORTS):
+        _given.clear()
+    for port in random.sample([port for port in PORTS if port not in _given], PORT_TRIES):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given.add(port)
             return port
     raise AssertionError(f"no free port among {PORT_TRIES} of {PORTS}")
 
