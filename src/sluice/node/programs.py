@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sluice.cluster.layout import NodeLayout
 from sluice.node.balancer import RUN_NAME
+from sluice.node.execute import NoPrograms
 from sluice.node.haproxy import PROGRAM, Balancer, check_config
 from sluice.node.haproxy_pod import PodBalancer
 
@@ -20,17 +21,11 @@ DRAIN_S = 60.0
 runtime goes on at the next host."""
 
 
-class LeftPrograms:
+class LeftPrograms(NoPrograms):
     """Those of a node whose layout is lost: what runs can be ended, for its directory says which it is."""
 
     def __init__(self, state: Path) -> None:
         self._balancer = Balancer(Path(), state / RUN_NAME)
-
-    def check(self, program: str, staged: Path) -> None:
-        """Nothing is judged any more."""
-
-    def reload(self, program: str) -> None:
-        """Nothing is started any more."""
 
     def stop(self, program: str) -> None:
         """Once its streams have ended."""

@@ -39,14 +39,13 @@ def current_status(state: Path, now: float) -> NodeStatus:
         error="nothing has been applied here yet" if layout is None else None,
         time=now,
     )
-    lives = agent_lives(state)
-    if not lives:
+    if not agent_lives(state):
+        if layout is not None:
+            status = status.model_copy(update=_without_agent(status, layout, state, now))
         findings = (*_broken_off(state), *status.findings)
         status = status.model_copy(update={"agent": None, "findings": findings})
     if layout is None:
         return status
-    if not lives:
-        status = status.model_copy(update=_without_agent(status, layout, state, now))
     balancer: bool | None = None
     replicas: tuple[ReplicaStatus, ...] = ()
     if "balancer" in layout.sources:
@@ -66,7 +65,7 @@ def _without_agent(status: NodeStatus, layout: NodeLayout, state: Path, now: flo
         secrets = read_secrets(state)
     except ConfigInvalid as problem:
         error = "; ".join(filter(None, (error, problem.message)))
-    return {**changes, "error": error, "findings": (*_broken_off(state), *find_all(layout, secrets, now))}
+    return {**changes, "error": error, "findings": find_all(layout, secrets, now)}
 
 
 def _broken_off(state: Path) -> Iterator[Finding]:
